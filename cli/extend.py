@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
 from persyn.analysis import extension
 from persyn.analysis.extension import Teller
 from persyn.analysis.novelty import Distance
+from persyn.cli import recalibrate
 from persyn.cli.context import RUN, find_run, plain, store, warn
 from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
 from persyn.cli.plan import show_plan, spent_by
@@ -29,13 +30,20 @@ from persyn.settings import Settings
 @ON_ERROR
 @click.option("--plan", "is_plan", is_flag=True, help="Show what the remaining work would take, and add nothing.")
 @click.option("--anyway", is_flag=True, help="Also add prompts that are far from the calibration prompts.")
+@click.option(
+    "--recalibrate",
+    "n_asked",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also add far prompts, and have all teachers answer N prompts before any is assigned; see 'recalibrate'.",
+)
 def extend(
     run: str,
     files: tuple[Path, ...],
-    names: tuple[str, ...],
-    on_error: Literal["stop", "skip"],
     is_plan: bool,
     anyway: bool,
+    n_asked: int | None,
+    **reading: Any,
 ) -> None:
     """Add the prompts in FILES to RUN, which is done or running; execute it, and write its dataset again.
 
@@ -44,7 +52,7 @@ def extend(
     limits of [strategy], and the [budget], hold for all prompts of the run together.
 
     First, the new prompts are compared with the calibration prompts. If too many are far from all of them, the router
-    does not know such prompts, and nothing is added (exit 2), except with --anyway.
+    does not know such prompts, and nothing is added (exit 2), except with --recalibrate or --anyway.
 
     \b
     persyn run extend small more.jsonl --plan
@@ -52,14 +60,16 @@ def extend(
     """
     from persyn.cli import run as running  # which has this command
 
-    given = PromptFiles(files, renamed(names, PROMPT), on_error)
+    if is_plan and n_asked:
+        raise click.UsageError("--plan and --recalibrate exclude each other: what is asked depends on what was added")
+    given = PromptFiles(files, renamed(reading["names"], PROMPT), reading["on_error"])
     running.require_celery()
     with store() as database:
         with database.read() as session:
             run_id = find_run(session, run).id
         with waiting("comparing the prompts with the calibration prompts"):
             distance = extension.measure(database, run_id, given, Settings.from_environment().home, Teller(warn))
-        if not (is_plan or anyway):
+        if not (is_plan or anyway or n_asked):
             extension.require_near(run, distance)
         _say(distance)
         if is_plan:
@@ -72,6 +82,8 @@ def extend(
             click.echo(f"run {run} has all of these prompts already; nothing was added")
             return
         click.echo(f"{done.made.prompts:,} prompts were added to run {run}")
+        if n_asked:
+            recalibrate.begin(database, run_id, n_asked)
         running.work(database, run_id)
 
 

@@ -102,8 +102,8 @@ def _say(run: str, deletion: Deletion) -> None:
     click.echo(f"kept: {deletion.kept_responses:,} responses to its prompts, with their scores")
     if deletion.keeps_router:
         click.echo("kept: its router, because another run has it or it was imported")
-    if deletion.checkpoint is not None:
-        click.echo(f"removed: {deletion.checkpoint}")
+    for folder in deletion.checkpoints:
+        click.echo(f"removed: {folder}")
     for folder in deletion.kept_folders:
         click.echo(plain(f"kept: {folder}"))
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import spending
+from persyn.analysis import recalibration, spending
 from persyn.analysis.watch import Snapshot, count_rows, effective_state, shortfalls, snapshot, waiting_runs
 from persyn.atomic import FolderChanged
 from persyn.cli import operations, summary
@@ -26,6 +26,7 @@ from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.extend import extend
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
+from persyn.cli.recalibrate import recalibrate
 from persyn.cli.transport import VALUES, change
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View, nobody_works
@@ -47,10 +48,10 @@ EXIT_MANY_FAILED, EXIT_PAUSED = 3, 4
 
 @click.group()
 def run() -> None:
-    """Start, extend, resume, watch, pause, rename and delete runs."""
+    """Start, extend, recalibrate, resume, watch, pause, rename and delete runs."""
 
 
-for _command in (extend, *operations.OF_RUN):
+for _command in (extend, recalibrate, *operations.OF_RUN):
     run.add_command(_command)
 
 
@@ -219,6 +220,7 @@ def status(run: str, as_json: bool) -> None:
             waits = snapshot(session, found).waits
             said = msgspec.to_builtins(summary.facts(session, found)) | {"waits": msgspec.to_builtins(waits)}
             said["extensions"] = msgspec.to_builtins(extension.of_run(session, found))
+            said["recalibrations"] = recalibration.listed(session, found)
             said["spending"] = msgspec.to_builtins(spending.facts(session, found))
             click.echo(msgspec.json.encode(said).decode())
         else:

@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 from sqlalchemy.orm import Session
 
-from persyn.analysis import spending, watch
+from persyn.analysis import recalibration, spending, watch
 from persyn.analysis.realised import figures
 from persyn.analysis.spending import Figures, Spending, Standing
 from persyn.analysis.summary import MUCH, Summary, facts
@@ -33,6 +33,8 @@ def show(session: Session, run: Run) -> None:
     click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{priority}{error}")
     for each in extension.of_run(session, run):
         click.echo(plain(f"extension {each.number}: {each.prompts:,} prompts were added from {', '.join(each.files)}"))
+    for said in recalibration.words(session, run):
+        click.echo(plain(said))
     for note in [*notes, *(paused(run, costs)[1:] if run.state is RunState.PAUSED else [])]:
         click.echo(note)
     _stages(found)

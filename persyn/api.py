@@ -8,9 +8,7 @@ from __future__ import annotations
 import html
 import os
 import queue
-import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,8 +25,10 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, extension, new_prompts, spending, summary, tables, verdict, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, spending, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
+from persyn.analysis.growth import RunGrowth
+from persyn.analysis.growth import warn as _warn
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
 from persyn.analysis.spending import Spending as Spending
@@ -43,7 +43,6 @@ from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError, shorten
-from persyn.ingest.prompt_import import PromptFiles
 from persyn.jobs import owner
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.operations.of_run import RunOperations
@@ -214,7 +213,7 @@ class Store:
         return Run(self._database, self._settings, row.id, row.name)
 
 
-class Run(RunOperations):
+class Run(RunOperations, RunGrowth):
     """One run of a store. Tables are read on each call and show the run's current state.
 
     Tables are `pyarrow.Table`: `.to_pandas()` and `polars.from_arrow` take them. Their columns are explained in
@@ -300,24 +299,6 @@ class Run(RunOperations):
         return self
 
     @_without_causes
-    def extend(self, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, anyway: bool = False) -> int:
-        """Add the prompts of files that are not in the run, which is done or running; then call `work`.
-
-        files:  one or more paths, read as by `persyn prompts import`.
-        anyway: also add prompts that are far from the run's calibration prompts.
-
-        The run's router, as it is, assigns them: no calibration response is generated again, and assigned prompts keep
-        their teacher. Returns how many prompts were added. Raises `UsageError`, and adds nothing, for a bad row, for a
-        run that has failed, is cancelled or paused, and for prompts unlike those that the router was fitted to.
-        """
-        paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-        given = PromptFiles([Path(path) for path in paths])
-        tell = extension.Teller(_warn)
-        distance = extension.measure(self._database, self._id, given, self._settings.home, tell)
-        if not anyway:
-            extension.require_near(self.name, distance)
-        return extension.extend(self._database, self._id, given, distance, tell).made.prompts
-
     def resume(self) -> Run:
         """Requeue failed and cancelled jobs; returns the run, to call `work`.
 
@@ -664,12 +645,3 @@ def _warn_of_failures(session: Session, run: catalog.Run) -> None:
         if shortfall.is_large:
             retry = f"correct the cause, then call retry({[reason for reason, _ in shortfall.reasons]}) and work()"
             _warn(f"run {run.name}: {shortfall}; {retry if shortfall.stage in needed else pipeline.FINAL}")
-
-
-def _warn(text: str) -> None:
-    """Warn with the location of the caller's line that called this package."""
-    frame, depth = sys._getframe(), 1
-    # Code that `exec` runs may have no module name.
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "persyn":
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(text, stacklevel=depth)

@@ -20,7 +20,7 @@ from persyn.method.intervals import Interval
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import StrategyInputs
 from persyn.student.outcomes import StudentFacts
-from studies import controlled, frontier, many_domains, pilot, samples, skills, subjects, tasks
+from studies import committee, controlled, frontier, many_domains, pilot, samples, skills, subjects, tasks
 from studies.common import put, table, tables
 
 
@@ -394,3 +394,12 @@ def test_less_money_buys_the_rewards_that_cost_least() -> None:
     assert others["mix, 50% to the largest"] == (5.5, 0.75)
     # Two prompts are right at once; the other two are asked again.
     assert others["smallest first, then best on average, until right, 2 at most"] == (1.0 + 0.5 * 10.0, 1.0)
+
+
+def test_a_committee_gains_where_its_members_choices_differ_at_a_cost() -> None:
+    # Together they prefer the second teacher (0.5 against 1), by which the first member loses 1, the second nothing.
+    # They agree on the second prompt; on the third they disagree about equally good teachers.
+    first = [[1.0, 0.0], [1.0, 0.0], [0.3, 0.3]]
+    second = [[0.0, 2.0], [3.0, 0.0], [0.3, 0.3]]
+
+    assert committee.of_votes(np.array([first, second])).tolist() == pytest.approx([0.5, 0.0, 0.0])

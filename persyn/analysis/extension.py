@@ -61,9 +61,10 @@ def require_near(run: str, distance: Distance | None) -> None:
         return
     shown = ", ".join(repr(text) for text in distance.examples)
     raise UsageError(
-        f"{distance}: the router of run {run!r} has seen none like them, such as {shown}. Nothing was added. Start a "
-        "run of their own with these prompts, so that calibration prompts are drawn from them, or add them anyway: "
-        "--anyway (anyway=True in Python)"
+        f"{distance}: the router of run {run!r} has seen none like them, such as {shown}. Nothing was added. Add them, "
+        "and have all teachers answer N prompts, most of them new ones, so that the router learns from them: "
+        f"--recalibrate N (or add them with --anyway, then: persyn run recalibrate {run} --prompts N; in Python "
+        "anyway=True, then run.recalibrate(N))"
     )
 
 

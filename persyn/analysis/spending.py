@@ -25,7 +25,7 @@ from persyn.stages.registry import STAGES
 #: The stages at whose beginning a run is planned again: the lengths of responses are known after calibration, and the
 #: teacher of each prompt after the assignment.
 _MOMENTS = ("score", "generate")
-_GENERATE = "generate"
+_GENERATE, _CALIBRATE = "generate", "calibrate"
 _ORDER = {stage: place for place, stage in enumerate(STAGES)}
 #: Standard deviations from the mean to the end of an interval of 95%.
 _NORMAL_95 = 1.96
@@ -200,13 +200,32 @@ def add_to_plan(session: Session, run: Run, prompts: int) -> None:
     undecided = {share.teacher: _in_proportion(share, prompts) for share in plan.shares if share.stage == "undecided"}
     part = 1.0 / len(plan.teachers)
     for teacher, basis in zip(teachers, plan.teachers, strict=True):
-        row, share = rows[teacher.id], undecided.get(basis.teacher)
-        more, _, most = _expected(basis, share, part)
-        total = _combined(lambda one, other: one + other, Figures(row.tokens, row.usd, row.engine_hours), more)
-        row.requests += share.ask.responses * part if share else 0.0
-        row.tokens, row.usd, row.engine_hours = total.tokens, total.usd, total.engine_hours
-        row.tokens_high += most
+        share = undecided.get(basis.teacher)
+        figures, _, most = _expected(basis, share, part)
+        _add(rows[teacher.id], share, figures, most, part=part)
     session.flush()
+
+
+def add_calibration_to_plan(session: Session, run: Run) -> None:
+    """Add to the plan of a run whose grid was complete what its new calibration prompts are expected to take."""
+    plan, teachers = planning.of_run(session, run), lookup.teachers(session, run.id)
+    shares = {share.teacher: share for share in plan.shares if share.stage == _CALIBRATE}
+    planned = _planned(session, run)
+    for teacher, basis in zip(teachers, plan.teachers, strict=True):
+        row, share = planned.get((_CALIBRATE, teacher.id)), shares.get(basis.teacher)
+        if row is not None and share is not None:
+            figures, low, most = _expected(basis, share, 1.0)
+            _add(row, share, figures, most)
+            row.tokens_low += low
+    session.flush()
+
+
+def _add(row: PlannedWork, share: Share | None, more: Figures, most: float, *, part: float = 1.0) -> None:
+    """Add a part of a share to a teacher's part of a plan; most: the upper end of the tokens of the whole share."""
+    total = _combined(lambda one, other: one + other, Figures(row.tokens, row.usd, row.engine_hours), more)
+    row.requests += share.ask.responses * part if share else 0.0
+    row.tokens, row.usd, row.engine_hours = total.tokens, total.usd, total.engine_hours
+    row.tokens_high += most
 
 
 def _to_store(plan: Plan, stage: str) -> list[tuple[int, dict[str, Any]]]:

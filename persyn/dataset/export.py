@@ -42,7 +42,7 @@ from persyn.db.connect import Database
 from persyn.db.results import NO_TEXT, Router
 from persyn.errors import PersynError, UsageError
 from persyn.runs import extension
-from persyn.stages import outcomes, verdict
+from persyn.stages import outcomes, recalibrations, verdict
 
 
 def write(
@@ -275,6 +275,7 @@ class _Export:
             used=tally.used,
             holdout=tally.holdout,
             extensions=extension.of_run(self._session, run),
+            recalibrations=recalibrations.of_run(self._session, run),
         )
         self._require_whole(manifest)
         return manifest

@@ -21,6 +21,7 @@ from persyn.dataset.options import ExportOptions
 from persyn.errors import UsageError
 from persyn.method.combined_quality import WRONG
 from persyn.runs.extension import Extension
+from persyn.stages.recalibrations import Recalibration
 
 MANIFEST = "manifest.json"
 DATASET_INFO = "dataset_info.json"
@@ -144,6 +145,8 @@ class Manifest:
     holdout: int = 0
     #: Prompts that were added to the run after its start.
     extensions: list[Extension] = field(default_factory=list)
+    #: More calibration prompts, after which another router was fitted.
+    recalibrations: list[Recalibration] = field(default_factory=list)
     kind: str = f"{_KIND}2"
 
     @property

@@ -175,3 +175,11 @@ class RunPrompt(Base):
         server_default="0",
         comment="number of the extension that added it, from 1; 0 if the run was started with it",
     )
+    recalibration: Mapped[int] = mapped_column(
+        default=0,
+        server_default="0",
+        comment="number of the recalibration that made it a calibration prompt, from 1; 0 if none did",
+    )
+    former_teacher_id: Mapped[Big | None] = mapped_column(
+        comment="the teacher that it had until the last recalibration, where that had not answered it"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -18,7 +19,22 @@ def note(session: Session, run: Run, detail: dict[str, Any], *, actor: str) -> N
     bulk.insert_new(session, Event, [event])
 
 
-def noted(session: Session, run: Run, key: str) -> list[Any]:
-    """What a run's events have under a key of their detail, in order."""
+def noted(session: Session, run: Run, key: str, *, since: str | None = None) -> list[Any]:
+    """What a run's events have under a key of their detail, in order.
+
+    since: only after the last event with this key, if there is one.
+    """
     events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
-    return [detail[key] for detail in session.scalars(events) if key in detail]
+    found: list[Any] = []
+    for detail in session.scalars(events):
+        if since in detail:
+            found = []
+        if key in detail:
+            found.append(detail[key])
+    return found
+
+
+def last_at(session: Session, run: Run, key: str) -> datetime | None:
+    """When something was last noted under a key; None if it never was."""
+    events = select(Event.at, Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None))
+    return next((at for at, detail in session.execute(events.order_by(Event.id.desc())) if key in detail), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,6 +168,24 @@ def draw(
     return list(lacking.said(is_all=is_all))
 
 
+def drawable(
+    session: Session, run_id: int, *, seed: int, need: Need | None, most: int
+) -> dict[int, tuple[int, list[tuple[bytes, int]]]]:
+    """{extension: (how many of its targets can be drawn, lots and ids of the next ones in the order of `draw`)}.
+
+    most: of each extension. The prompts that a run was started with are those of extension 0.
+    """
+    counts, lots = Counter[int](), dict[int, list[tuple[bytes, int]]]()
+    for row in _prompts(session, run_id, need, role=Role.TARGET):
+        if need is None or need.is_met(row.answer, row.meta):
+            counts[row.extension] += 1
+            found = lots.setdefault(row.extension, [])
+            found.append((_lot(seed, row.content_hash), row.id))
+            if len(found) >= 2 * most:
+                lots[row.extension] = heapq.nsmallest(most, found)
+    return {extension: (counts[extension], heapq.nsmallest(most, found)) for extension, found in sorted(lots.items())}
+
+
 def unscorable(session: Session, run_id: int, need: Need, *, extension: int = 0) -> int:
     """The number of a run's prompts, from an extension on, that lack a field that its quality scorer needs."""
     return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need, extension))
@@ -274,11 +293,15 @@ def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int)
     return _Lacking(need, n_prompts, count, example, fields, placeholders)
 
 
-def _prompts(session: Session, run_id: int, need: Need | None, extension: int = 0) -> Iterable[Any]:
-    """Select what a draw depends on, one row per prompt, from an extension on."""
+def _prompts(
+    session: Session, run_id: int, need: Need | None, extension: int = 0, *, role: Role | None = None
+) -> Iterable[Any]:
+    """Select what a draw depends on, one row per prompt, from an extension on, and with a role."""
     of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
-    wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
-    wanted = wanted.where(RunPrompt.extension >= extension)
+    columns = Prompt.content_hash, Prompt.id, RunPrompt.extension
+    wanted = select(*columns, *of_row).join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+    wanted = wanted.where(RunPrompt.run_id == run_id, RunPrompt.extension >= extension)
+    wanted = wanted if role is None else wanted.where(RunPrompt.role == role)
     return session.execute(wanted, execution_options={"yield_per": 10_000})
 
 

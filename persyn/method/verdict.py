@@ -202,6 +202,12 @@ def difference(gains: Vector, spread: float) -> Interval:
     return Interval(mean, mean - _SURE * error, mean + _SURE * error)
 
 
+def paired(before: Matrix, after: Matrix, rewards: Matrix) -> tuple[float, float, Interval]:
+    """The mean rewards of two routers with some scores (P, K), and what the second gains over the first."""
+    one, other = chosen(before, rewards), chosen(after, rewards)
+    return float(one.mean()), float(other.mean()), difference(other - one, _spread(rewards))
+
+
 def _errors(gains: Matrix, spread: float) -> Vector:
     """(K,) standard errors of the column means of (P, K) paired differences.
 

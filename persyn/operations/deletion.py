@@ -30,6 +30,7 @@ from persyn.db.work import Batch, Event, Job
 from persyn.errors import UsageError
 from persyn.operations import at_work
 from persyn.runs import pipeline
+from persyn.stages import recalibrations
 
 #: Prompts, jobs and other rows per transaction. A job has up to hundreds of responses, which no longer name it then.
 _PROMPTS, _JOBS, _ROWS = 1_000, 20, 20_000
@@ -63,8 +64,8 @@ class Deletion(Struct, frozen=True):
     kept_responses: int
     #: Whether the router is kept because another run has it, or because it was imported.
     keeps_router: bool
-    #: The folder of the router's checkpoint, which is removed.
-    checkpoint: Path | None = None
+    #: The folders of its routers' checkpoints, which are removed.
+    checkpoints: list[Path] = field(default_factory=list)
     #: Datasets and trained students, which are kept.
     kept_folders: list[Path] = field(default_factory=list)
 
@@ -82,26 +83,30 @@ def delete_run(
 
     Prompts, teachers, students, scorers, and imported responses and routers are always kept.
 
-    home: datasets and trained students in it are kept, the checkpoint of the router is removed.
+    home: datasets and trained students in it are kept, the checkpoints of routers are removed.
     """
     with database.write() as session:
-        router = _begin(session, run_id, actor, options)
+        routers = _begin(session, run_id, actor, options)
         folders = _folders(session, run_id, home)
     deleted: Counter[str] = Counter()
     kept = _delete_prompts(database, run_id, deleted, progress, with_responses=options.responses)
-    if router is not None:
+    for router in routers:
         _delete_all(database, RouterScore, (RouterScore.router_id == router.id,), deleted, progress)
+    checkpoints = [_remove_checkpoint(home, router.path) for router in routers]
+    with database.write() as session:  # before the events, which name those of earlier calibrations
+        earlier = Router.id.in_([each.id for each in routers]), Router.id.not_in(_current(run_id))
+        deleted["routers"] += _delete(session, Router, *earlier)
     _delete_outcomes(database, run_id, deleted)
     _delete_jobs(database, run_id, deleted, progress)
     _delete_all(database, Event, (Event.run_id == run_id,), deleted, progress)
-    checkpoint = None if router is None else _remove_checkpoint(home, router.path)
     with database.write() as session:
         keeps_router = _delete_run(session, run_id, deleted)
-    return Deletion({name: rows for name, rows in deleted.items() if rows}, kept, keeps_router, checkpoint, folders)
+    rows = {name: count for name, count in deleted.items() if count}
+    return Deletion(rows, kept, keeps_router, [folder for folder in checkpoints if folder is not None], folders)
 
 
-def _begin(session: Session, run_id: int, actor: str, options: DeletionOptions) -> Router | None:
-    """Take a run out of every other use; return its router if no other run has it, except those being deleted."""
+def _begin(session: Session, run_id: int, actor: str, options: DeletionOptions) -> list[Router]:
+    """Take a run out of every other use; return its routers that no other run has, except those being deleted."""
     run = lookup.locked(session, run_id)
     if run.state is not RunState.DELETING:
         if not options.abandon_batches:
@@ -112,11 +117,11 @@ def _begin(session: Session, run_id: int, actor: str, options: DeletionOptions) 
                 f"when they have given them back: persyn run pause {run.name}"
             )
         pipeline.finish(session, run, RunState.DELETING, actor, None)
-    router = _own_router(session, run, Run.state != RunState.DELETING)
-    if router is not None:  # no run that is planned from now on finds it
+    routers = _own_routers(session, run, Run.state != RunState.DELETING)
+    for router in routers:  # no run that is planned from now on finds it
         router.fingerprint = fingerprint_of(["deleted", router.id, uuid.uuid4().hex])
-        session.flush()
-    return router
+    session.flush()
+    return routers
 
 
 def _require_no_batches(session: Session, run: Run) -> None:
@@ -134,16 +139,19 @@ def _require_no_batches(session: Session, run: Run) -> None:
         )
 
 
-def _own_router(session: Session, run: Run, *others: ColumnElement[bool]) -> Router | None:
-    """The router of a run, locked, if it was not imported and no other run has it.
+def _own_routers(session: Session, run: Run, *others: ColumnElement[bool]) -> list[Router]:
+    """The routers of a run, locked, that were not imported and that no other run has: one for each calibration.
 
     others: which other runs count.
     """
-    router = session.get(Router, run.router_id, with_for_update=True) if run.router_id is not None else None
-    if router is None or router.learned is not None:
-        return None
-    having = select(Run.id).where(Run.router_id == router.id, Run.id != run.id, *others)
-    return None if session.scalars(having.limit(1)).first() is not None else router
+    ids = {run.router_id, *(each.router_id for each in recalibrations.of_run(session, run))} - {None}
+    having = select(Run.router_id).where(Run.router_id.in_(ids), Run.id != run.id, *others)
+    of_run = Router.id.in_(ids), Router.learned.is_(None), Router.id.not_in(having)
+    return list(session.scalars(select(Router).where(*of_run).order_by(Router.id).with_for_update()))
+
+
+def _current(run_id: int) -> Select[Any]:
+    return select(Run.router_id).where(Run.id == run_id, Run.router_id.is_not(None))
 
 
 def _delete_run(session: Session, run_id: int, deleted: Counter[str]) -> bool:
@@ -151,11 +159,10 @@ def _delete_run(session: Session, run_id: int, deleted: Counter[str]) -> bool:
     run = session.get(Run, run_id, with_for_update=True)
     if run is None:  # another process has finished this deletion
         return False
-    router = _own_router(session, run)
+    routers = _own_routers(session, run)
     session.execute(delete(Run).where(Run.id == run_id))
-    if router is not None:
-        deleted["routers"] += _delete(session, Router, Router.id == router.id)
-    return router is None and run.router_id is not None
+    deleted["routers"] += _delete(session, Router, Router.id.in_([router.id for router in routers]))
+    return not routers and run.router_id is not None
 
 
 def _folders(session: Session, run_id: int, home: Path) -> list[Path]:

@@ -149,7 +149,8 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
 def headlines(report: Report) -> list[str]:
     """The most important findings, in sentences."""
     verdict = report.facts.verdict
-    said = [*([verdict.says] if verdict else []), *report.facts.limits, *report.facts.second_choices]
+    said = [*([verdict.says] if verdict else []), *report.recalibrations]
+    said += [*report.facts.limits, *report.facts.second_choices]
     said += [each.warning for each in report.facts.realised if each.warning]
     return [*map(_sentence, said), *_routed(report), *_spent(report), *_missed(report)]
 

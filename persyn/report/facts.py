@@ -194,6 +194,8 @@ class Report(Struct, frozen=True):
     engines: dict[str, int]
     router: RouterFacts | None
     facts: Summary
+    #: What each recalibration asked and changed, in sentences.
+    recalibrations: list[str]
     failures: list[Failures]
     groups: Groups | None
     means: list[TeacherMeans]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, listing, spending, summary, watch
+from persyn.analysis import compare, listing, recalibration, spending, summary, watch
 from persyn.config import RunConfig, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -83,6 +83,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         engines=_engines(session, run),
         router=_fitted(router),
         facts=facts,
+        recalibrations=recalibration.words(session, run),
         failures=watch.count_rows(session, run).failures,
         groups=_groups(session, run, facts.teachers, group_by, absent),
         means=_means(cells, names),

@@ -73,7 +73,7 @@ def add(
 def go_on(session: Session, run_id: int, made: Extension, *, actor: str) -> None:
     """Continue a run that an extension has added prompts to, and record it."""
     run = lookup.whole(session, run_id)
-    pipeline.assign_more(session, run, actor=actor, detail={_KEY: msgspec.to_builtins(made)})
+    pipeline.go_back_to(session, run, registry.ASSIGN, actor=actor, detail={_KEY: msgspec.to_builtins(made)})
 
 
 def of_run(session: Session, run: Run) -> list[Extension]:

@@ -200,11 +200,11 @@ def needed(session: Session, run: Run) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name not in of_grid) if is_over else of_grid
 
 
-def assign_more(session: Session, run: Run, *, actor: str, detail: dict[str, Any]) -> None:
-    """Continue a locked run, done or running, that has more targets; those that it has assigned stay as they are."""
-    was, stage = run.state, run.stage
-    run.stage = stage if stage in registry.reached(registry.ASSIGN) else registry.ASSIGN
-    _note(session, run, actor, was, RunState.RUNNING, {"from_stage": stage, "stage": run.stage, **detail})
+def go_back_to(session: Session, run: Run, stage: str, *, actor: str, detail: dict[str, Any]) -> None:
+    """Continue a locked run, done or running, from a stage for which it has more prompts, unless it is not as far."""
+    was, before = run.state, run.stage
+    run.stage = before if before in registry.reached(stage) else stage
+    _note(session, run, actor, was, RunState.RUNNING, {"from_stage": before, "stage": run.stage, **detail})
     run.state, run.finished_at, run.plans = RunState.RUNNING, None, 0
     session.flush()
     advance(session, run.id, actor=actor)

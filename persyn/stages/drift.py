@@ -64,12 +64,20 @@ class Alarm(Struct, frozen=True):
 
 
 def begin(session: Session, run: Run) -> None:
-    """Start a chart of each teacher with a prediction that its responses can be held against."""
-    config, has_charts = load_config(run.config), select(Chart.id).where(Chart.run_id == run.id).limit(1)
+    """Start a chart of each teacher with a prediction that its responses can be held against.
+
+    Each router of a run gives a teacher other prompts, and begins with another prediction; a teacher that was stopped
+    remains so.
+    """
+    config = load_config(run.config)
     if config.generation.when_worse is None or STRATEGIES.require(config.strategy.kind, "strategy").grid == "all":
         return
-    if session.scalars(has_charts).first() is not None:
+    charts, since = select(Chart.id).where(Chart.run_id == run.id), notes.last_at(session, run, verdict.RECALIBRATED)
+    if since is not None:
+        charts = charts.where(Chart.created_at > since)
+    if session.scalars(charts.limit(1)).first() is not None:
         return
+    worse = {each.teacher_id for each in alarms(session, run)}
     cells = grid.read(session, run)
     is_chosen, is_alike = chosen(session, run, cells)
     known = cells.quality[~np.isnan(cells.quality)]
@@ -80,7 +88,7 @@ def begin(session: Session, run: Run) -> None:
         low, high = min(low, 0.0), max(high, 1.0)
     for teacher_id, values, mine in zip(cells.teacher_ids.tolist(), cells.quality.T, is_chosen.T, strict=True):
         found = control_chart.design(values[mine & ~np.isnan(values)], low=low, high=high)
-        if found is not None:
+        if found is not None and teacher_id not in worse:
             _start(session, run, teacher_id, found)
 
 

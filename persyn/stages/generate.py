@@ -17,7 +17,7 @@ from persyn.db import combined, lookup
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response
 from persyn.jobs.queue import Claim
-from persyn.stages import checking, drift, fallback, rejection
+from persyn.stages import checking, drift, fallback, recalibrations, rejection
 from persyn.stages.answers import Wanted
 from persyn.stages.batch import Batch, Done
 from persyn.stages.stage import Stage
@@ -53,6 +53,7 @@ def _of(run: Run) -> Stage:
 
 def _plan(session: Session, run: Run) -> int:
     """Create jobs for what is missing; when nothing is, move prompts to their next teachers and look again."""
+    recalibrations.conclude(session, run)
     combined.refresh(session, run)
     while not (made := _of(run).plan(session, run)):
         if not fallback.move(session, run):

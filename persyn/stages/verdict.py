@@ -28,8 +28,8 @@ from persyn.stages.labels import LABELLED, SOURCE, labels
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 1.0)
 #: Stands for a prompt without the field that prompts are grouped by.
 _NONE = "(none)"
-#: Of the event's detail.
-_KEY = "decided"
+#: Of the events' detail: a decision, and a recalibration, which ends it.
+_KEY, RECALIBRATED = "decided", "recalibrated"
 #: Ways of tuning after which a router is not fitted again without each fold, which would take as long again each time.
 _TUNED = ("full", "lora")
 
@@ -86,7 +86,7 @@ def decide(session: Session, run: Run) -> Decision | None:
     """Return what was decided for a run; decide now, and record it, if nothing was. None: the run always routes.
 
     The decision and what follows from it are of one transaction, and an earlier one is never changed: not by a worker
-    that resumes the run, and not when a response of the grid is replaced.
+    that resumes the run, and not when a response of the grid is replaced. Only a recalibration leads to another one.
     """
     when_unsure = load_config(run.config).strategy.when_unsure
     if when_unsure is None:  # started before there were verdicts
@@ -114,8 +114,8 @@ def record(session: Session, run: Run, verdict: str, why: str | None, ranking: l
 
 
 def decision(session: Session, run: Run) -> Decision | None:
-    """What was decided for a run, if it has come so far."""
-    found = notes.noted(session, run, _KEY)
+    """What was decided on a run's router, if it has come so far; each recalibration fits another one."""
+    found = notes.noted(session, run, _KEY, since=RECALIBRATED)
     return msgspec.convert(found[0], Decision) if found else None
 
 
@@ -147,18 +147,7 @@ def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
         raise UsageError(f"{none}it has no router yet")
     if config.router.fitted is not None:
         raise UsageError(f"{none}its router was imported, and it has no calibration prompts to judge it by")
-    place = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
-    column = {teacher_id: k for k, teacher_id in enumerate(cells.teacher_ids.tolist())}
-    seen, unseen = np.full(cells.quality.shape, np.nan), np.full(cells.quality.shape, np.nan)
-    found = session.execute(
-        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score, RouterScore.cross_fitted)
-        .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, RouterScore.router_id == run.router_id)
-    )
-    for prompt_id, teacher_id, score, cross_fitted in found:
-        where = place[prompt_id], column[teacher_id]
-        seen[where] = score
-        unseen[where] = np.nan if cross_fitted is None else cross_fitted
+    seen, unseen = scores_of(session, run, run.router_id, cells)
     is_tuned = session.get_one(Router, run.router_id).tune in _TUNED
     if np.isnan(unseen).all() and not is_tuned and not cells.is_holdout.any():
         raise UsageError(
@@ -166,6 +155,23 @@ def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
             "prompt by a router fitted without it), and it has no hold-out"
         )
     return np.where(cells.is_holdout[:, None], seen, unseen)
+
+
+def scores_of(session: Session, run: Run, router_id: int, cells: Grid) -> tuple[Matrix, Matrix]:
+    """(P, K) scores of the grid's prompts by a router, and cross-fitted ones; NaN where there are none."""
+    place = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    column = {teacher_id: k for k, teacher_id in enumerate(cells.teacher_ids.tolist())}
+    scores, unseen = np.full(cells.quality.shape, np.nan), np.full(cells.quality.shape, np.nan)
+    found = session.execute(
+        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score, RouterScore.cross_fitted)
+        .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, RouterScore.router_id == router_id)
+    )
+    for prompt_id, teacher_id, score, cross_fitted in found:
+        where = place[prompt_id], column[teacher_id]
+        scores[where] = score
+        unseen[where] = np.nan if cross_fitted is None else cross_fitted
+    return scores, unseen
 
 
 def _n_targets(session: Session, run: Run) -> int:

@@ -29,7 +29,7 @@ def test_prompts_of_another_kind_are_refused_before_anything_is_spent_and_added_
         "12 of 12 new prompts (100%) are far from all 27 calibration prompts, judged by their words" in refused.stderr
     )
     assert "such as 'Translate the poem about the" in refused.stderr
-    assert "--anyway" in refused.stderr
+    assert "--recalibrate N (or add them with --anyway, then: persyn run recalibrate test --prompts N" in refused.stderr
     assert planned.returncode == 0, planned.stderr
     assert f"{PROMPTS + 12} prompts" in planned.stdout
     status = json.loads(persyn("run", "status", "test", "--json").stdout)

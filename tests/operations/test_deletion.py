@@ -119,7 +119,7 @@ def test_a_deleted_run_leaves_what_others_may_need(database: Database, tmp_path:
         **{"jobs": 1, "events": 2, "routers": 1},  # and the event of the deletion itself
     }
     assert found.kept_responses == 22
-    assert (found.keeps_router, found.checkpoint) == (False, tmp_path / "routers" / "mine-1")
+    assert (found.keeps_router, found.checkpoints) == (False, [tmp_path / "routers" / "mine-1"])
     assert not (tmp_path / "routers" / "mine-1").exists()
     kept = ["datasets/one", "datasets-preference/one", "students/one"]
     assert sorted(found.kept_folders) == sorted(tmp_path / folder for folder in kept)
@@ -156,11 +156,28 @@ def test_a_router_that_another_run_has_is_kept(database: Database, tmp_path: Pat
 
     found = delete(database, one, tmp_path)
 
-    assert (found.keeps_router, found.checkpoint) == (True, None)
+    assert (found.keeps_router, found.checkpoints) == (True, [])
     assert (tmp_path / "routers" / "mine-1").is_dir()
     assert counts(database)["router_scores"] == 10
     with database.read() as session:
         assert session.scalars(select(Router.fingerprint)).one() == was
+
+
+def test_routers_of_earlier_calibrations_go_too_but_not_one_that_another_run_has(
+    database: Database, tmp_path: Path
+) -> None:
+    one, other = fill(database, tmp_path)
+    with database.write() as session:
+        earlier, shared = (make_router(session, one, fingerprint=digest(name)) for name in ("earlier", "shared"))
+        session.get_one(Run, other.id).router_id = shared
+        for number, router_id in enumerate((earlier, shared), 1):
+            begun = {"number": number, "prompts": 1, "of_extensions": 0, "reopened": 0, "router_id": router_id}
+            session.add(Event(actor="me", run_id=one.id, to_state="running", detail={"recalibrated": begun}))
+
+    delete(database, one, tmp_path)
+
+    with database.read() as session:
+        assert session.scalars(select(Router.id)).all() == [shared]
 
 
 def test_of_two_runs_that_are_deleted_at_once_the_last_takes_the_router(database: Database, tmp_path: Path) -> None:
@@ -186,7 +203,7 @@ def test_an_imported_router_is_kept(database: Database, tmp_path: Path) -> None:
 
     found = delete(database, one, tmp_path)
 
-    assert (found.keeps_router, found.checkpoint) == (True, None)
+    assert (found.keeps_router, found.checkpoints) == (True, [])
     assert (tmp_path / "routers" / "mine-1").is_dir()
     assert (counts(database)["routers"], counts(database)["router_scores"]) == (1, 10)
 
@@ -290,5 +307,5 @@ def test_a_folder_outside_the_checkpoints_is_never_removed(database: Database, t
     (tmp_path / "precious").mkdir()
     with database.write() as session:
         session.execute(update(Router).values(path="routers/../precious"))
-    assert delete(database, one, tmp_path).checkpoint is None
+    assert delete(database, one, tmp_path).checkpoints == []
     assert (tmp_path / "precious").is_dir()
