@@ -100,7 +100,8 @@ def main() -> None:
             found.setdefault(world, []).append(_piloted(home, WORLDS[world], student, seed, options))
             print(f"{world}, seed {seed}: {time.monotonic() - started:,.0f} s", flush=True)
             made = "".join(f"### {TITLES[name]}\n\n{_tables(each)}" for name, each in found.items())
-            put(options.report, f"{seed + 1} of {options.seeds} seeds.\n\n{made}{conclusions.read_text()}")
+            part = "" if seed + 1 == options.seeds else f"{seed + 1} of {options.seeds} seeds.\n\n"
+            put(options.report, f"{part}{made}{conclusions.read_text()}")
 
 
 def _piloted(home: Path, teachers: Sequence[Teacher], student: Path, seed: int, options: argparse.Namespace) -> Piloted:

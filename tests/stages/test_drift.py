@@ -19,7 +19,7 @@ from persyn.db.work import Job, JobState
 from persyn.jobs import queue
 from persyn.report import document, figures, gather
 from persyn.runs import pipeline
-from persyn.stages import drift
+from persyn.stages import drift, verdict
 from tests.factories import MadeRun, make_assignment, make_response, make_run
 from tests.one_database import SQLITE
 from tests.stages.test_fallback import Interrupted, Jobs, interrupted, left
@@ -299,3 +299,19 @@ def test_an_alarm_that_is_interrupted_is_raised_again(database: Database, statem
 def _alarmed(database: Database, made: MadeRun) -> bool:
     with database.read() as session:
         return bool(drift.alarms(session, session.get_one(Run, made.id)))
+
+
+def test_another_router_begins_with_other_charts_except_of_a_stopped_teacher(database: Database) -> None:
+    made = make(database)
+    jobs = jobs_of(database, made, falling(after=16))
+    jobs.plan()
+    jobs.rest()
+    with database.write() as session:
+        notes.note(session, session.get_one(Run, made.id), {verdict.RECALIBRATED: {}}, actor="me")
+    for _ in range(2):
+        with database.write() as session:
+            run = session.get_one(Run, made.id)
+            drift.begin(session, run)
+            charts = session.execute(select(Teacher.name, func.count()).join(Chart).group_by(Teacher.name)).all()
+            assert sorted(map(tuple, charts)) == [("a", 1), ("b", 2)]
+            assert [each.teacher for each in drift.stopped(session, run)] == ["a"]
