@@ -4,8 +4,8 @@
 
 Seven teachers are made of SmolLM2-135M-Instruct and Gemma 3 270M, each with worked examples of some kinds of tasks
 (studies/tasks.py). All of them answer all prompts in one run. Then, for each seed, prompts of one fold become each
-strategy's dataset, chosen by what the other folds teach, and the student is trained on it and asked. A control has one
-kind of task. Everything is stored under --home, and what is there is not repeated. The tables go to
+strategy's dataset, chosen by what the other folds teach, and the student is trained on it and asked. As a control, each
+kind of task is judged alone. Everything is stored under --home, and what is there is not repeated. The tables go to
 studies/many_domains.md, and are written again with each seed.
 """
 
@@ -45,8 +45,6 @@ from studies.students import Students
 
 REPORT = Path(__file__).with_suffix(".md")
 ALPHA = 0.4
-#: The control's only kind.
-CONTROL = "story"
 STATIC, ORACLE = "static", "oracle"
 #: Engines of the teachers, with their options. To compile a model takes longer than its responses.
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {"vllm": {"enforce_eager": True}, "transformers": {"batch_size": 64}}
@@ -73,7 +71,7 @@ def main() -> None:
     """Do what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/many_domains"))
-    parser.add_argument("--prompts", type=int, default=1_000, help="of all kinds; the control has a fifth as many")
+    parser.add_argument("--prompts", type=int, default=1_000, help="of all kinds")
     parser.add_argument("--rows", type=int, default=150, help="prompts of a dataset, at most a fold")
     parser.add_argument("--asked", type=int, default=104, help="prompts to ask students")
     parser.add_argument("--seeds", type=int, default=FOLDS, help=f"folds that become datasets, at most {FOLDS}")
@@ -87,11 +85,10 @@ def main() -> None:
     home, student = options.home.resolve(), models.smollm2().resolve()
     drawn = tasks.draw(list(tasks.KINDS), options.asked + options.prompts, seed=0)
     many = _world(home, "many", drawn[options.asked :], options.engine)
-    one = _world(home, "one", tasks.draw([CONTROL], options.prompts // 5, seed=1), options.engine)
     students = Students(home / "students", student, drawn[: options.asked])
-    of_many, of_one = _grid(many), _grid(one)
+    together, alone = _grid(many), _alone(many)
     for of_students in _students(many, students, options):
-        put(options.report, f"### All kinds\n\n{of_many}{of_students}### One kind\n\n{of_one}")
+        put(options.report, f"### All kinds\n\n{together}{of_students}### Each kind alone\n\n{alone}")
 
 
 def _world(home: Path, name: str, drawn: Sequence[tasks.Task], engine: str) -> World:
@@ -164,6 +161,29 @@ def _grid(world: World) -> str:
     line += f", the best teacher of each kind {by_kind.mean:+.3f}.\n\n" if by_kind else ".\n\n"
     measured = subjects.measure(pool, ALPHA, range(1))
     return "Right responses:\n\n" + table(("teacher", *of_kind), rows) + line + subjects.gains(measured)
+
+
+def _alone(world: World) -> str:
+    """The verdict on each kind of prompts alone, and by how much its best teacher leads."""
+    kinds, prompts_ = np.array([kind or "" for kind in world.pool.subjects]), world.pool.reads()["prompt"]
+    rows = []
+    for kind in sorted(set(kinds.tolist())):
+        of_kind = np.flatnonzero(kinds == kind)
+        rewarded = world.rewards[of_kind]
+        found = choice.choose(list(ROUTERS.values()), prompts_.take(of_kind), Examples(rewarded))
+        said = verdict.judge(Evidence(world.pool.teachers, rewarded, found.scores, len(of_kind)))
+        lead, gain = said.lead, said.gain
+        rows.append(
+            (
+                kind,
+                said.teacher,
+                f"{lead.mean:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})",
+                found.kind,
+                f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
+                said.outcome,
+            )
+        )
+    return table(("kind", "best teacher", "its lead (95%)", "router", "gain of routing (95%)", "verdict"), rows)
 
 
 def _students(world: World, students: Students, options: argparse.Namespace) -> Iterator[str]:
