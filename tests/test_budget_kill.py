@@ -20,6 +20,6 @@ def test_workers_that_are_killed_never_spend_more_than_the_budget(
     with Server.running() as server:
         found = Killing(tmp_path, url, server, seed=1).measure(limit=12.0, kills=kills)
     assert (found.state, found.end_state) == ("paused", "done")
-    assert found.billed <= found.spent <= found.limit
-    assert found.end_billed <= found.end_spent
+    assert found.billed - 1e-9 <= found.spent <= found.limit
+    assert found.end_billed <= found.end_spent + 1e-9  # sums of the same dollars in another order
     assert (found.responses, found.duplicates, found.miscounted) == (budget_kill.needed(), 0, 0)

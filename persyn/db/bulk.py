@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, ColumnElement, Select, any_, bindparam, func, literal, select, true
+from sqlalchemy import ARRAY, ColumnElement, Float, Select, any_, bindparam, func, literal, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -26,9 +26,8 @@ def insert_new(session: Session, model: type[Base], rows: Sequence[dict[str, Any
         session.connection().execute(_insert_new(session, model), rows)
         return
     names = tuple(rows[0])
-    session.connection().execute(
-        _insert_arrays(model, names), {_array(name): [row[name] for row in rows] for name in names}
-    )
+    arrays = {_array(name): _values(model, name, rows) for name in names}
+    session.connection().execute(_insert_arrays(model, names), arrays)
 
 
 def insert_found(session: Session, model: type[Base], columns: Sequence[str], rows: Select[*tuple[Any, ...]]) -> None:
@@ -62,6 +61,14 @@ def _insert_arrays(model: type[Base], names: tuple[str, ...]) -> Any:
     arrays = (bindparam(_array(name), type_=ARRAY(table.c[name].type, dimensions=1)) for name in names)
     rows = select(*map(func.unnest, arrays))
     return postgresql.insert(model).from_select(list(names), rows).on_conflict_do_nothing()
+
+
+def _values(model: type[Base], name: str, rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """A column of rows; the driver takes no list of integers and floats together."""
+    values = [row[name] for row in rows]
+    if isinstance(model.__table__.c[name].type, Float):
+        return [None if value is None else float(value) for value in values]
+    return values
 
 
 def _array(name: str) -> str:

@@ -16,8 +16,10 @@ from persyn.stages.registry import STAGES
 
 
 def require(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError`, which names the file, for the first value that another one rules out."""
-    _require_quality(path, config)
+    """Raise `UsageError`, which names the file, for the first value that another one rules out.
+
+    Call it when each engine's options are known to be valid, and `require_quality` before that.
+    """
     _require_strategy(path, config)
     _require_router(path, config.router)
     _require_fitted(path, config)
@@ -27,7 +29,7 @@ def require(path: Path, config: RunConfig) -> None:
     _require_budget(path, config)
 
 
-def _require_quality(path: Path, config: RunConfig) -> None:
+def require_quality(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for a scorer without the model that it needs, and for a judge without its engine."""
     for place, scorer in validation.scorers(config):
         table, kind = validation.heading(place), ENGINES[scorer.kind]

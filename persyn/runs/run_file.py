@@ -81,6 +81,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {validation.explain(str(error), given)}") from None
     _require_kinds(path, given, _kinds(config))
+    rules.require_quality(path, config)
     _require_options(path, _said(config))
     _require_adapters(path, config.teachers)
     rules.require(path, config)

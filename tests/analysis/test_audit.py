@@ -151,7 +151,7 @@ def test_a_stage_that_has_other_rows_than_it_was_given(database: Database, run: 
         stranger = make_run(session, name="other", prompts=1)
         make_assignment(session, run.id, stranger.prompt_ids[0], run.teacher_ids[0])
         make_response(session, stranger.prompt_ids[0], run.teacher_ids[0])
-    assert audited() == [("counts", "stage generate")]
+    assert audited() == [("counts", "stage assign"), ("counts", "stage generate")]
 
 
 def test_an_assignment_that_is_not_there(database: Database, run: MadeRun, audited: Audited) -> None:

@@ -57,6 +57,25 @@ def test_lists_enums_and_defaults_are_kept(database: Database) -> None:
     assert [(a.further, a.choice) for a in assignments] == [([b, a], 1), ([b], 1)]
 
 
+def test_a_column_of_numbers_may_have_integers_and_floats(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, teachers=["a"], prompts=3, calibration=0)
+        rows = [
+            {
+                "run_id": made.id,
+                "prompt_id": prompt_id,
+                "teacher_id": made.teacher_ids[0],
+                "reason": "r",
+                "score": score,
+            }
+            for prompt_id, score in zip(made.prompt_ids, (0.5, 1, None), strict=True)
+        ]
+        bulk.insert_new(session, Assignment, rows)
+
+    with database.read() as session:
+        assert session.scalars(select(Assignment.score).order_by(Assignment.prompt_id)).all() == [0.5, 1.0, None]
+
+
 def test_rows_that_exist_are_skipped(database: Database) -> None:
     with database.write() as session:
         bulk.insert_new(session, Prompt, [prompt(_HASHES[0]), prompt(_HASHES[1])])
