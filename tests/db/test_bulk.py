@@ -59,7 +59,7 @@ def test_lists_enums_and_defaults_are_kept(database: Database) -> None:
 
 def test_a_column_of_numbers_may_have_integers_and_floats(database: Database) -> None:
     with database.write() as session:
-        made = make_run(session, teachers=["a"], prompts=3, calibration=0)
+        made = make_run(session, prompts=3, calibration=0)
         rows = [
             {
                 "run_id": made.id,

@@ -21,6 +21,7 @@ from persyn.runs.recalibration import Choose
 from persyn.stages import recalibrations
 from persyn.stages.recalibrations import Recalibration
 from tests import whole_runs
+from tests.one_database import SQLITE
 from tests.run_files import PROMPTS, write_run
 from tests.runs.test_extend import SILENT, assigned, count, start, work_until, write_more
 
@@ -42,6 +43,7 @@ def planned(database: Database) -> float:
         )
 
 
+@SQLITE
 def test_a_done_run_asks_all_teachers_more_prompts_and_fits_another_router(database: Database, tmp_path: Path) -> None:
     run_id = start(database, write_run(tmp_path))
     spending.record(database, run_id, is_start=True)
@@ -148,6 +150,7 @@ def test_prompts_that_a_job_asks_at_the_moment_stay_with_their_teacher(database:
         assert held <= set(session.scalars(select(Assignment.prompt_id)))
 
 
+@SQLITE
 def test_prompts_of_an_extension_are_drawn_first_until_they_are_sampled_as_densely(
     database: Database, tmp_path: Path
 ) -> None:
@@ -168,6 +171,7 @@ def suits(messages, response, answer, meta):
 """
 
 
+@SQLITE
 def test_a_domain_that_the_router_did_not_know_goes_to_its_own_teacher(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
