@@ -248,7 +248,7 @@ def files_of(manifest: bytes) -> set[str]:
     """The names of the files of the dataset with this manifest; empty if it is not a dataset's."""
     try:
         earlier = msgspec.json.decode(manifest, type=_Earlier)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         return set()
     if not earlier.kind.startswith(_KIND):
         return set()
@@ -270,7 +270,7 @@ def options_of(folder: Path) -> ExportOptions | None:
         return msgspec.json.decode(path.read_bytes(), type=_Exported).export
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise UsageError(
             f"{path} does not say how the dataset was exported ({error}); restore it, or move its folder away "
             "to use the dataset without filters"

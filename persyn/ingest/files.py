@@ -84,7 +84,7 @@ def _json(path: Path) -> Iterator[Numbered]:
 def _items(data: bytes) -> list[msgspec.Raw] | list[Any]:
     try:
         return msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         value = strict_json.decode(data)  # the data may contain NaN, or this error message is clearer
         if not isinstance(value, list):
             raise Flaw(str(error)) from error

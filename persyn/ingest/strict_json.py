@@ -33,8 +33,6 @@ def decode(data: bytes) -> Any:
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except UnicodeDecodeError as error:
-        raise not_utf8(data) from error
     except msgspec.DecodeError as error:
         return _with_nulls(data, error)
 
@@ -45,6 +43,8 @@ def _with_nulls(data: bytes, error: msgspec.DecodeError) -> Any:
     try:
         value = json.loads(data.decode(), parse_constant=nulls.append, parse_float=json_text.finite)
         msgspec.json.encode(value)
+    except UnicodeDecodeError:
+        raise not_utf8(data) from error
     except UnicodeEncodeError as surrogate:
         raise Flaw("a lone surrogate: half of a character escaped as two") from surrogate
     except ValueError:
