@@ -76,7 +76,7 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     planned = typed(*PILOT, "--plan")
     first = subprocess.Popen([sys.executable, "-m", "persyn.cli", *PILOT], env=os.environ)
     # The untrained student is there, and another one is being trained.
-    while not (kept := list((home / "pilots").glob("*/student.json"))) or not (training(home, kept[0].parent)):
+    while not (kept := became(home)) or not training(home, kept[0].parent):
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     assert done.exit_code == 0, done.output
     assert "4 are there" in done.stderr
     assert [path.stat().st_mtime_ns for path in kept] == changed_at
-    assert len(list((home / "pilots").glob("*/student.json"))) == 4
+    assert len(became(home)) == 4
     assert training(home) == []
     found = json.loads(done.stdout)
     assert (found["by"], found["n_learned"], found["n_asked"], found["outcome"]) == ("quality", 12, 6, "cannot tell")
@@ -114,6 +114,11 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     assert "others by likelihood (nats per token); untrained -" in likely.stdout
     assert "cannot tell: 3 different students are too few" in likely.stdout
     assert "advice: keep yours, log_likelihood, alpha 0.4" in likely.stdout
+
+
+def became(home: Path) -> list[Path]:
+    """What students became, without those that are just being stored (`NAME.new-...`)."""
+    return [path for path in (home / "pilots").glob("*/student.json") if not path.parent.suffix]
 
 
 def training(home: Path, *done: Path) -> list[Path]:
