@@ -26,7 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from persyn.method import rewards
 from persyn.method.rewards import Indices, Matrix
-from persyn.method.verdict import WORTHWHILE, Evidence, Outcome, best_first, chosen, judge
+from persyn.method.verdict import Evidence, Outcome, best_first, chosen, judge
 from studies.common import put, table
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -72,7 +72,7 @@ class Trial(NamedTuple):
     outcome: Outcome
     low: float
     high: float
-    gap: float
+    worthwhile: float
     router: float
     #: The teacher that is best on the calibration prompts, and the one that is best on the whole grid.
     single: float
@@ -150,7 +150,7 @@ def _trial(pool: Pool, n: int, seed: int) -> Trial:
         outcome=found.outcome,
         low=found.gain.low,
         high=found.gain.high,
-        gap=found.oracle - found.single,
+        worthwhile=found.worthwhile,
         router=float(routed.mean()),
         single=float(single.mean()),
         best=float(truth[:, best_first(rewards.static_ranking(pool.rewards))[0]].mean()),
@@ -194,7 +194,7 @@ def _row(name: str, n: int, trials: Sequence[Trial]) -> tuple[str, ...]:
 
     truth = np.array([each.router - each.best for each in trials])
     wrong = [each.outcome == "route" and gain <= 0 for each, gain in zip(trials, truth, strict=True)]
-    missed = [each.outcome == "do not route" and each.router - each.single > WORTHWHILE * each.gap for each in trials]
+    missed = [each.outcome == "do not route" and each.router - each.single > each.worthwhile for each in trials]
     kept = np.array([each.router - each.single if each.outcome == "route" else 0.0 for each in trials])
     worse = [gain < -2 * each.error for each, gain in zip(trials, kept, strict=True)]
     routed = np.array([each.router - each.single for each in trials])

@@ -11,7 +11,7 @@ from persyn.db.catalog import Run
 from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
-from persyn.method.verdict import FEW, LEAST, WORTHWHILE, Verdict
+from persyn.method.verdict import FEW, LEAST, WORTHWHILE, WORTHWHILE_AT_LEAST, Verdict
 from persyn.stages import outcomes
 from persyn.stages import verdict as stored
 
@@ -64,10 +64,10 @@ def sentence(found: Verdict) -> str:
                 f"route: {gain}, and {between(found.total, '{:+,.0f}')} over the remaining {found.n_prompts:,} prompts"
             )
         case "do not route":
-            least = WORTHWHILE * (found.oracle - found.single)
             return (
-                f"do not route, use teacher {found.teacher}: {gain}, likely below {least:.3f}, the least that is worth "
-                f"it ({WORTHWHILE:.0%} of the gap between that teacher and the oracle)"
+                f"do not route, use teacher {found.teacher}: {gain}, likely below {found.worthwhile:.3f}, the least "
+                f"that is worth it ({WORTHWHILE:.0%} of the gap between that teacher and the oracle, and at least "
+                f"{WORTHWHILE_AT_LEAST:.0%} of the range of rewards)"
             )
         case "cannot tell" if found.n_measured < LEAST:
             return f"cannot tell: {gain}; fewer than {LEAST} prompts never tell, and {FEW:,} or more are better"

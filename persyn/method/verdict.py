@@ -26,8 +26,9 @@ Outcome: TypeAlias = Literal["route", "do not route", "cannot tell"]
 FEW = 1_000
 #: With fewer still, nothing can be told.
 LEAST = 50
-#: Share of the gap between the best single teacher and the oracle that routing must close to be worth it.
-WORTHWHILE = 0.05
+#: Share of the gap between the best single teacher and the oracle that routing must close to be worth it, and the least
+#: gain that is worth it however small the gap is, as a share of the largest difference between two rewards of a prompt.
+WORTHWHILE, WORTHWHILE_AT_LEAST = 0.05, 0.01
 #: Standard normal quantiles: of the interval's ends (97.5%), and of the evidence against routing (80%), because to use
 #: one teacher wrongly costs less than to route wrongly.
 _SURE, _LIKELY = 1.959964, 0.841621
@@ -109,6 +110,8 @@ class Verdict(Struct, frozen=True):
     router: float
     single: float
     oracle: float
+    #: The least gain that is worth it.
+    worthwhile: float
     #: Share of the gap between the best single teacher and the oracle that the router closes; None without a gap.
     gap_closed: Interval | None
     #: The second-best single teacher, and the best one's lead over it.
@@ -146,8 +149,9 @@ def judge(evidence: Evidence) -> Verdict:
     routed = chosen(known.scores, known.rewards)
     versus = _Versus(routed[:, None] - singles, spread)
     gap = float(np.nanmax(known.rewards, axis=1).mean() - singles[:, best].mean())
+    worthwhile = max(WORTHWHILE * gap, WORTHWHILE_AT_LEAST * spread)
     gain = versus.gain()
-    outcome = versus.outcome(WORTHWHILE * gap)
+    outcome = versus.outcome(worthwhile)
     n_measured = len(routed)
     return Verdict(
         outcome=outcome,
@@ -160,10 +164,11 @@ def judge(evidence: Evidence) -> Verdict:
         router=float(routed.mean()),
         single=float(singles[:, best].mean()),
         oracle=float(singles[:, best].mean()) + gap,
+        worthwhile=worthwhile,
         gap_closed=_scaled(gain, 1 / gap) if gap > 0 else None,
         second=known.teachers[second],
         lead=difference(singles[:, best] - singles[:, second], spread),
-        more=versus.more(WORTHWHILE * gap, n_calibration) if outcome == "cannot tell" else None,
+        more=versus.more(worthwhile, n_calibration) if outcome == "cannot tell" else None,
         by_group=_by_group(known, singles, spread),
         groups=_groups(known, singles, best, routed),
         alphas=[
@@ -239,7 +244,7 @@ class _Versus:
         return Interval(float(self.means.min()), float(low.min()), float(high.min()))
 
     def outcome(self, worthwhile: float) -> Outcome:
-        """The verdict, given the smallest gain that is worth it; 0 where the best teacher is as good as the oracle."""
+        """The verdict, given the smallest gain that is worth it."""
         if self.n < LEAST:
             return "cannot tell"
         if self.gain().low > 0:

@@ -97,6 +97,19 @@ def test_a_router_that_always_takes_the_best_teacher_is_not_worth_it() -> None:
     assert found.gain.low < 0 < found.gain.high  # all differences are 0, which 400 prompts do not prove
 
 
+def test_a_gain_below_a_hundredth_is_not_worth_it_however_small_the_gap_is() -> None:
+    # Always taking a is right on 124 of 125 prompts, so that 5% of the gap is 0.0004. All differences over a are 0: two
+    # imaginary prompts alone make the error, sqrt(2) / 125 = 0.0113, and 0.84 of it is 0.0095.
+    rewards = np.tile([1.0, 0.0], (125, 1))
+    rewards[0] = [0.0, 1.0]
+    scores = np.tile([1.0, 0.0], (125, 1))
+    found = judge(evidence(rewards, scores))
+
+    assert (found.outcome, found.worthwhile) == ("do not route", pytest.approx(0.01))
+    assert judge(evidence(rewards[:100], scores[:100])).outcome == "cannot tell"  # 0.0119 is more than 0.01
+    assert judge(evidence(2 * rewards, scores)).worthwhile == pytest.approx(0.02)  # rewards in another unit
+
+
 def test_a_few_lucky_prompts_are_no_evidence() -> None:
     rewards = np.tile([1.0, 0.0], (100, 1))
     scores = rewards.copy()
