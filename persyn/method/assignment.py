@@ -10,6 +10,7 @@ decides those. Rows are read a stretch at a time, so that values may be in a mem
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from persyn.method.rewards import Indices, Matrix
 
 #: Rows read at once; and rows in a linear program, with all columns or with those that a box leaves.
 _STRETCH, _WHOLE, _TOGETHER = 16_384, 1_000, 4_000
+#: Cells of a problem that is one linear program after all where no prices were found.
+_ALL = 500_000
 #: From box to box, the undecided share of rows falls by one factor, or rises by another where the box was too small.
 _FALL, _RISE, _WIDEST, _BOXES = 4, 2, 0.5, 40
 #: Rows that the integer program decides besides the divided ones, at first and at most; cells with which it may prove
@@ -71,7 +74,11 @@ def solve(values: Matrix, costs: Costs, limits: Limits) -> Solution:
             `untie` tells them apart.
     Raises `Infeasible`.
     """
-    return _Problem(values, costs, limits).solve()
+    with suppress(Infeasible):
+        return _Problem(values, costs, limits, _WHOLE).solve()
+    if not _WHOLE < len(values) <= _ALL / values.shape[1]:
+        raise Infeasible
+    return _Problem(values, costs, limits, len(values)).solve()  # slow, and certain
 
 
 def untie(values: Matrix, lots: Vector, spread: float) -> Matrix:
@@ -145,10 +152,13 @@ class _Relaxed(NamedTuple):
 
 
 class _Problem:
-    """Values, costs and limits, with what is computed of them once."""
+    """Values, costs and limits, with what is computed of them once.
 
-    def __init__(self, values: Matrix, costs: Costs, limits: Limits) -> None:
-        self.values, self.costs, self.limits = values, costs, limits
+    whole: rows that are one linear program with all columns; of more, a sample is.
+    """
+
+    def __init__(self, values: Matrix, costs: Costs, limits: Limits, whole: int) -> None:
+        self.values, self.costs, self.limits, self.whole = values, costs, limits, whole
         self.n_rows, self.n_columns = values.shape
         some = slice(None, None, max(1, self.n_rows // _WHOLE))
         #: The largest difference between values, about, and what another teacher changes a prompt's cost by, about.
@@ -159,12 +169,13 @@ class _Problem:
 
     def solve(self) -> Solution:
         """Find prices, box by box, and decide what they leave open by an integer program."""
-        lots, prices, share = np.random.default_rng(self.n_rows), self.no_prices, 1.0
+        lots, prices, share, stretch = np.random.default_rng(self.n_rows), self.no_prices, 1.0, 1.0
         decided, bound = self.decide(prices), np.inf
         if not self.has_budget and not len(self.limited):
             return self._solution(decided.choice, decided.total, prices)
         for _ in range(_BOXES):
             box = self._box(decided, prices, share, lots)
+            box = box._replace(reach=box.reach * stretch)
             relaxed = self._linear(box)
             prices, then = relaxed.prices, decided
             decided = self.decide(prices)
@@ -176,6 +187,8 @@ class _Problem:
                 choice[box.rows] = relaxed.columns
                 return self._whole(choice, box.rows[relaxed.is_divided], decided, prices, bound)
             is_small = not box.is_whole and (relaxed.excess or is_kept)
+            # Where costs hardly differ, prices move far although all rows are undecided.
+            stretch = stretch * _RISE if relaxed.excess and share == _WIDEST else 1.0
             share = min(_WIDEST, share * _RISE) if is_small else share / _FALL
         raise Infeasible
 
@@ -186,7 +199,7 @@ class _Problem:
 
     def _box(self, decided: _Decided, prices: Prices, share: float, lots: np.random.Generator) -> _Box:
         """The rows that are least decided: a share of all."""
-        n_open = min(self.n_rows, max(int(share * self.n_rows), _WHOLE))
+        n_open = min(self.n_rows, max(int(share * self.n_rows), self.whole))
         most, reach, is_open = _TOGETHER, 0.0, np.ones(self.n_rows, dtype=np.bool_)
         if n_open < self.n_rows:
             rows = np.sort(np.argpartition(decided.lead, n_open - 1)[:n_open])
@@ -194,7 +207,7 @@ class _Problem:
             is_open[:] = False
             is_open[rows] = True
         else:
-            rows, reach, most = np.arange(self.n_rows), np.inf, _WHOLE
+            rows, reach, most = np.arange(self.n_rows), np.inf, self.whole
         weight = max(1.0, n_open / most)
         if n_open > most:
             rows = np.sort(lots.choice(rows, most, replace=False))

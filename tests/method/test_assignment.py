@@ -164,3 +164,34 @@ def test_many_equal_prompts_are_divided_once_they_are_untied() -> None:
     found = solve(untie(values, lots, 0.3), priced, within)
     assert found.counts.tolist() == [20_000, 20_000, 0]
     assert found.prices.cost == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("dearer", [1.01, 1.05])
+@pytest.mark.parametrize("part", [0.1, 0.9])
+def test_a_budget_between_two_cheap_teachers_is_kept_beside_an_expensive_one(dearer: float, part: float) -> None:
+    # Prices move far from the sample's, measured by the cost of the expensive teacher, which nobody can afford.
+    n = 2_000
+    values = np.array([0.2, 0.6, 0.7]) + 0.01 * np.random.default_rng(0).normal(size=(n, 3))
+
+    within = replace(unlimited(n, 3), budget=n * (1.0 + (dearer - 1.0) * part))
+
+    found = solve(values, costs(1.0, dearer, 10.0, prompts=n), within)
+
+    assert is_kept(within, found.counts, found.cost)
+    assert found.counts[1] == pytest.approx(part * n, abs=1)
+    assert found.bound - found.value <= 1e-3 * found.value
+
+
+def test_where_no_prices_are_found_all_prompts_are_solved_together() -> None:
+    # Values that lots alone tell apart, a budget and a least number for a teacher that nobody would choose.
+    rng, n = np.random.default_rng(4), 1_500
+    values = np.array([0.7, 0.2, 0.5]) + 1e-6 * rng.normal(size=(n, 3))
+    of_prompts = Costs(np.array([1.0, 1.8, 5.0]), np.array([0.002, 0.004, 0.01]), rng.lognormal(5, 1, n))
+    limits = Limits(np.array([0, 140, 0]), np.full(3, n))
+    least, most = cheapest(values, of_prompts, limits), solve(values, of_prompts, limits).cost
+    assert least is not None
+
+    found = solve(values, of_prompts, replace(limits, budget=least + 0.1 * (most - least)))
+
+    assert found.counts[1] == 140
+    assert found.bound - found.value <= 1e-3 * found.value
