@@ -240,7 +240,8 @@ class RouterTable(_Table, frozen=True):
 
     #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, and takes
     #: the static ranking if that is within 1.5 standard errors of the best kind, else `stacked` if that is within one,
-    #: else the best. None: `auto`, or `head` if `tune` says what is trained.
+    #: else the best; with costs or limits, the kind that predicts rewards most surely. None: `auto`, or `head` if
+    #: `tune` says what is trained.
     kind: RouterKindName | None = None
     #: What it reads of a prompt's text: states of the `backbone`, a sentence `embedding`, weights of words (`tfidf`);
     #: each kind reads those that it can, together. A model that no kind reads is not loaded.
@@ -297,7 +298,8 @@ class StrategyTable(_Table, frozen=True):
     kind: StrategyKind = "persyn"
     #: `persyn`: who answers the remaining prompts where the calibration prompts do not show that routing pays (the
     #: verdict `cannot tell`, or none): the best single teacher, as where it is `do not route`, or the router's choice.
-    #: Not set: `static`; a run of a version without verdicts always routes.
+    #: Not set: `static`; a run of a version without verdicts always routes. It
+    #: does not apply where costs or limits keep that teacher from answering all of them.
     when_unsure: Literal["static", "route"] | None = None
     #: `persyn`: the reward that a unit of cost has to bring: a response counts as its expected reward, less this times
     #: its expected cost in US dollars, or in 1,000 response tokens if no teacher has prices. See

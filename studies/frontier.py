@@ -2,10 +2,12 @@
 
     python -m studies.frontier GRID.jsonl.gz ... --teachers teachers.toml --embedding FOLDER --calibration 2250
 
-A grid is one of `studies.router_kinds`; the teachers are described in a file of `[[teachers]]` with `name` and
-`params_b`, the price of a response. For each seed, hold-out prompts are drawn, and calibration prompts from the others.
-A router is chosen and fitted as `[router] kind = "auto"` does, and rewards are expected of its scores as far as
-cross-fitted scores predicted them. The tables go to studies/frontier.md. No row of a grid is stored in this repository.
+A grid is one of `studies.router_kinds`, with quality as the reward, or that of a run in a store (`--run NAME`), with
+the run's reward; the latter has learnability, which CAR needs. The teachers are described in a file of `[[teachers]]`
+with `name` and `params_b`, the price of a response. For each seed, hold-out prompts are drawn, and calibration
+prompts from the others. A router is chosen and fitted as `[router] kind = "auto"` does within limits, and rewards are
+expected of its scores as far as cross-fitted scores predicted them. The tables go to studies/frontier.md. No row of a
+grid is stored in this repository.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sqlalchemy import select
 
+from persyn.config import StrategyTable
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run
+from persyn.db.connect import Database
+from persyn.db.grid import read as read_cells
 from persyn.method import assignment, expectation, strategies
 from persyn.method.intervals import Vector
 from persyn.method.limits import Costs, unlimited
 from persyn.method.rewards import Indices, Matrix
 from persyn.router.kinds import choice, crossfit
-from persyn.router.kinds.base import Examples
+from persyn.router.kinds.base import Examples, Prompts
 from persyn.router.kinds.registry import ROUTERS
 from studies import router_kinds
 from studies.common import error, put, table
@@ -53,6 +61,7 @@ class Task:
     """Hold-out prompts of one seed, and what a router expects of the teachers there.
 
     rewards: (P, T). expected: (P, T). prices: (T,). neighbours: (P, T) scores. means: (T,) of the calibration rewards.
+    car:     (T,) compatibility-adjusted rewards; None without learnability.
     """
 
     rewards: Matrix
@@ -60,6 +69,7 @@ class Task:
     prices: Vector
     neighbours: Matrix
     means: Vector
+    car: Vector | None = None
 
     def of(self, chosen: Indices) -> Point:
         """One teacher for each prompt."""
@@ -69,7 +79,9 @@ class Task:
 def main() -> None:
     """Measure all grids, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grids", nargs="+", type=Path)
+    parser.add_argument("grids", nargs="*", type=Path)
+    parser.add_argument("--store", help="URL of a store with runs")
+    parser.add_argument("--run", dest="runs", nargs="+", default=[], metavar="NAME", help="runs of the store")
     parser.add_argument("--teachers", type=Path, required=True)
     parser.add_argument("--embedding", help="folder of a sentence-embedding model")
     parser.add_argument("--backbone", help="folder of a language model whose states are read")
@@ -85,30 +97,58 @@ def main() -> None:
     listed = tomllib.loads(given.teachers.read_text(encoding="utf-8"))["teachers"]
     sizes = {teacher["name"]: float(teacher["params_b"]) for teacher in listed}
     made = ""
-    for path in given.grids:
-        grid = router_kinds.replace_states(router_kinds.read(path, given.field, given.without), given)
-        made += report(grid, np.array([sizes[name] for name in grid.teachers]), given.calibration, given.seeds)
+    cases = [Case(router_kinds.read(path, given.field, given.without)) for path in given.grids]
+    for case in [*cases, *(of_run(given.store, name) for name in given.runs)]:
+        case = replace(case, grid=router_kinds.replace_states(case.grid, given))
+        made += report(case, np.array([sizes[name] for name in case.grid.teachers]), given.calibration, given.seeds)
     put(given.report, made)
 
 
-def report(grid: Grid, prices: Vector, calibration: int, seeds: int) -> str:
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A grid, and (P, T) quality and learnability where its reward is made of both."""
+
+    grid: Grid
+    quality: Matrix | None = None
+    learnability: Matrix | None = None
+
+
+def of_run(url: str, name: str) -> Case:
+    """The calibration grid of a run."""
+    database = Database(url)
+    with database.read() as session:
+        run = session.scalars(select(Run).where(Run.name == name)).one()
+        cells = read_cells(session, run)
+        prompt_ids = cells.prompt_ids.tolist()
+        texts = dict(session.execute(select(Prompt.id, Prompt.text).where(Prompt.id.in_(prompt_ids))).all())
+        teachers = [teacher.name for teacher in lookup.teachers(session, run.id)]
+    database.close()
+    prompts = Prompts({}, [texts[prompt_id] for prompt_id in prompt_ids], {})
+    return Case(Grid(f"run {name}", prompts, cells.rewards(), teachers), cells.quality, cells.learnability)
+
+
+def report(case: Case, prices: Vector, calibration: int, seeds: int) -> str:
     """The tables of a grid."""
+    grid = case.grid
     complete = np.flatnonzero(~np.isnan(grid.rewards).any(axis=1))
     n_learn = min(calibration, len(complete) * 3 // 4)
     tasks = []
     for seed in range(seeds):
         drawn = np.random.default_rng(seed).permutation(complete)
-        tasks.append(_task(grid, prices, drawn[:n_learn], drawn[n_learn:], seed))
+        tasks.append(_task(case, prices, drawn[:n_learn], drawn[n_learn:], seed))
     frontiers = [frontier(task) for task in tasks]
     others = [dict(rivals(task)) for task in tasks]
     head = f"### {grid.name}\n\n{n_learn:,} calibration prompts, {len(grid.teachers)} teachers, {seeds} seeds.\n\n"
     return head + _frontier_table(frontiers) + _rivals_table(others, frontiers)
 
 
-def _task(grid: Grid, prices: Vector, learn: Indices, asked: Indices, seed: int) -> Task:
+def _task(case: Case, prices: Vector, learn: Indices, asked: Indices, seed: int) -> Task:
+    grid, car = case.grid, None
     known = grid.rewards[learn]
+    if case.quality is not None and case.learnability is not None:
+        car = strategies.car(case.quality[learn], case.learnability[learn], beta=StrategyTable().beta)
     bench = crossfit.Bench(grid.prompts.take(learn), Examples(known, seed=seed))
-    chosen = choice.choose_on(bench, list(ROUTERS.values()))
+    chosen = choice.choose_on(bench, list(ROUTERS.values()), is_weighed=True)
     prompts = grid.prompts.take(asked)
     expected = expectation.of_scores(chosen.scale * chosen.scores, known)
     return Task(
@@ -117,6 +157,7 @@ def _task(grid: Grid, prices: Vector, learn: Indices, asked: Indices, seed: int)
         prices=prices,
         neighbours=bench.fitted(ROUTERS["neighbours"])[0].scores(prompts),
         means=known.mean(axis=0),
+        car=car,
     )
 
 
@@ -143,6 +184,8 @@ def rivals(task: Task) -> Iterator[tuple[str, Point]]:
     yield "random", Point(float(task.prices.mean()), float(task.rewards.mean()))
     yield "strong: the largest", task.of(np.full_like(every, largest))
     yield "static: the best on average", task.of(np.full_like(every, int(task.means.argmax())))
+    if task.car is not None:
+        yield "CAR: the best compatibility-adjusted reward", task.of(np.full_like(every, int(task.car.argmax())))
     yield "nearest neighbours", task.of(strategies.by_ranking(task.neighbours, task.rewards >= 0).argmax(axis=1))
     order = np.argsort(task.prices, kind="stable")
     for threshold in _THRESHOLDS:

@@ -383,7 +383,7 @@ def test_a_frontier_is_compared_at_the_same_reward_and_at_the_same_cost() -> Non
 def test_less_money_buys_the_rewards_that_cost_least() -> None:
     # The small teacher, at a price of 1, is right on two of four prompts; the large one, at 10, on all.
     rewards = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    task = frontier.Task(rewards, rewards, np.array([1.0, 10.0]), rewards, rewards.mean(axis=0))
+    task = frontier.Task(rewards, rewards, np.array([1.0, 10.0]), rewards, rewards.mean(axis=0), np.array([0.2, 0.1]))
 
     found, others = frontier.frontier(task), dict(frontier.rivals(task))
 
@@ -391,6 +391,7 @@ def test_less_money_buys_the_rewards_that_cost_least() -> None:
     assert found[-1].reward == 1.0
     assert min(point.cost for point in found if point.reward == 1.0) < 10.0
     assert others["strong: the largest"] == (10.0, 1.0)
+    assert others["CAR: the best compatibility-adjusted reward"] == (1.0, 0.5)
     assert others["mix, 50% to the largest"] == (5.5, 0.75)
     # Two prompts are right at once; the other two are asked again.
     assert others["smallest first, then best on average, until right, 2 at most"] == (1.0 + 0.5 * 10.0, 1.0)

@@ -111,11 +111,12 @@ def _decided(session: Session, run: Run) -> str | None:
     if decision is None:
         return None
     if load_config(run.config).strategy.is_limited:
-        made = outcomes.last(session, run)  # before there is one, prompts are being routed, for their scores
-        is_routed = decision.routes if made is None else made.slope > 0
-        by = "the router's scores" if is_routed else "the teachers' mean rewards"
-        who = f"{by} assign the remaining prompts, within the limits of [strategy]"
-    elif decision.routes:
+        made, who = outcomes.last(session, run), "the remaining prompts are being routed, to be assigned together"
+        if made is not None:
+            by = "the router's scores, as far as they predict rewards," if made.slope else "the teachers' mean rewards"
+            who = f"{by} assign the remaining prompts"
+        return f"decided: {who}, within the limits of [strategy]"
+    if decision.routes:
         who = "the router assigns the remaining prompts"
     else:
         names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}

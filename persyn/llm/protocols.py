@@ -133,6 +133,8 @@ class Fit(Struct, frozen=True, tag="fit"):
     #: The sentence-embedding model: a folder or hub id, and its version.
     embedding: str = ""
     embedding_version: str | None = None
+    #: Whether a kind is chosen for scores that are weighed against costs and limits.
+    is_weighed: bool = False
 
 
 class Check(Struct, frozen=True, tag="check"):

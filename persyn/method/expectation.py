@@ -31,6 +31,11 @@ class Expectation(Struct, frozen=True, eq=False):
         """(P, T) expected rewards. scores: (P, T) of the router."""
         return np.asarray(self.levels + self.slope * (scores - scores.mean(axis=1, keepdims=True)))
 
+    @property
+    def evidence(self) -> float:
+        """By how many standard errors the slope is above 0, before it was shrunk; 0 where it is not."""
+        return self.fitted / self.error if self.fitted and self.error and self.fitted > 0 else 0.0
+
 
 def of_teachers(rewards: Matrix) -> Expectation:
     """What to expect without a router: each teacher's mean reward, adjusted for the prompts that it is known for.

@@ -125,7 +125,8 @@ class _GridFit:
         known, examples = prompts.take(self._calibration), self._examples.take(self._calibration)
         with one_thread():
             if self._request.kind == inputs.AUTO:
-                found = choice.choose(list(ROUTERS.values()), known, examples, tick=self._tick)
+                kinds, is_weighed = list(ROUTERS.values()), self._request.is_weighed
+                found = choice.choose(kinds, known, examples, is_weighed=is_weighed, tick=self._tick)
                 notes = {"candidates": msgspec.to_builtins(found.candidates), "why": found.why}
                 return _Learned(found.kind, found.predictor, found.scores, found.scale, notes)
             predictor, scores = Bench(known, examples, self._tick).fitted(ROUTERS[self._request.kind])

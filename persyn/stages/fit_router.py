@@ -20,7 +20,7 @@ from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
-from persyn.router.inputs import needed_encoders
+from persyn.router.inputs import AUTO, needed_encoders
 from persyn.stages import unassigned
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, make_jobs
 from persyn.stages.labels import LABELLED, labels
@@ -35,6 +35,7 @@ _ADDED: dict[str, Any] = {
     "labels": {},
     "embedding": "",
     "embedding_version": None,
+    "is_weighed": False,
 }
 
 
@@ -82,6 +83,7 @@ def fit_of(session: Session, run: Run, kind: str | None = None) -> tuple[ModelSp
     labelled = [labels(prompt, config.router.features) for prompt in prompts]
     errors = cells.reward_errors()
     encoders = needed_encoders(config.router, kind)
+    chosen = kind or config.router.chosen_kind
     fit = Fit(
         id=0,
         conversations=[conversation(prompt) for prompt in prompts],
@@ -93,9 +95,10 @@ def fit_of(session: Session, run: Run, kind: str | None = None) -> tuple[ModelSp
         preferences=config.router.preferences,
         seed=run.seed,
         folder="",
-        kind=kind or config.router.chosen_kind,
+        kind=chosen,
         encoders=encoders,
         labels={name: [row[name] for row in labelled] for name in config.router.features},
+        is_weighed=chosen == AUTO and config.strategy.is_limited,
     )
     if "embedding" in encoders and config.router.embedding:
         version = config.router.embedding_version or config.router.embedding_revision

@@ -162,17 +162,36 @@ def _reason(session: Session, run: Run, decided: verdict.Decision | None, expect
 def expect(session: Session, run: Run, decided: verdict.Decision | None) -> Expectation:
     """What to expect of each teacher by the calibration prompts; raise `UsageError` where one has no reward.
 
-    Scores count for nothing if they are not to decide, and where none is of a prompt that the router had not seen.
+    Scores count as far as they have predicted rewards of prompts that the router had not seen. A verdict not to route
+    decides only where the best single teacher could answer all prompts: otherwise it is not the alternative.
     """
     cells = grid.read(session, run)
     scores = np.full(cells.quality.shape, np.nan)
-    if decided is None or decided.routes:
+    if decided is None or decided.routes or not _may_answer_all(session, run, cells, decided.ranking[0]):
         with suppress(UsageError):
             scores = verdict.unseen_scores(session, run, cells)
     try:
         return expectation.of_scores(scores, cells.rewards())
     except ValueError as error:
         raise UsageError(f"the limits of [strategy] need rewards: {error}") from error
+
+
+def _may_answer_all(session: Session, run: Run, cells: Grid, teacher_id: int) -> bool:
+    """Whether one teacher alone keeps the limits."""
+    n_prompts, n_characters = session.execute(
+        select(func.count(), func.coalesce(func.sum(CHARACTERS), 0))
+        .select_from(Prompt)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
+    ).one()
+    teachers, strategy = lookup.teachers(session, run.id), load_config(run.config).strategy
+    column = [teacher.id for teacher in teachers].index(teacher_id)
+    whole = limits_of(strategy, [teacher.name for teacher in teachers], n_prompts)
+    costs = costs_of(session, run, cells, np.array([float(n_characters)]))
+    cost = n_prompts * costs.fixed[column] + n_characters * costs.rate[column]
+    others = np.delete(whole.least, column)
+    is_free = not whole.cost_weight and whole.most[column] >= n_prompts and not others.any()
+    return bool(is_free and cost <= whole.budget)
 
 
 def costs_of(session: Session, run: Run, cells: Grid, sizes: Vector) -> Costs:

@@ -197,8 +197,7 @@ def test_the_means_are_said_to_decide_where_scores_count_for_nothing(database: D
         found = verdict.if_any(session, run := session.get_one(Run, made.id), grid.read(session, run))
     assert found is not None
     assert found.decided == (
-        "decided on the verdict 'cannot tell': the teachers' mean rewards assign the remaining prompts, within the "
-        "limits of [strategy]"
+        "decided: the teachers' mean rewards assign the remaining prompts, within the limits of [strategy]"
     )
 
 
@@ -230,14 +229,27 @@ def test_prompts_are_routed_first_and_only_once(database: Database) -> None:
     assert assigned(database) == []
 
 
-def test_an_unsure_run_that_is_not_to_route_goes_by_the_means(database: Database) -> None:
-    made = make(database, knows=False, when_unsure="static", max_share={"a": 0.5})
+def test_scores_count_where_the_verdict_is_not_to_route_and_no_teacher_may_answer_all(database: Database) -> None:
+    # 48 calibration prompts never tell, so that without limits a would answer all of them.
+    made = make(database, when_unsure="static", max_share={"a": 0.5})
 
     plan(database, made)
 
-    (decided, best), (_, other) = sorted({(reason, teacher) for reason, teacher, _ in assigned(database)}, reverse=True)
-    assert (best, other) == ("a", "b")
-    assert decided.startswith("verdict: ")
+    assert Counter((reason, teacher) for reason, teacher, _ in assigned(database)) == {
+        ("router: head", "a"): 20,
+        ("router: head", "b"): 13,
+        ("router: head", "c"): 6,
+        ("limits: router: head", "b"): 1,
+    }
+
+
+@pytest.mark.parametrize("limit", [{"max_share": {"b": 0.5}}, {"min_share": {"a": 0.5}}, {"budget": 0.08}])
+def test_the_verdict_decides_where_the_best_teacher_may_answer_all(database: Database, limit: dict[str, Any]) -> None:
+    made = make(database, when_unsure="static", **limit)  # 40 responses of 2 tokens are 0.08 thousand
+
+    plan(database, made)
+
+    assert {(reason, teacher) for reason, teacher, _ in assigned(database)} == {("verdict: cannot tell", "a")}
 
 
 def test_the_assignment_is_one_transaction_and_the_same_after_a_kill(database: Database) -> None:
@@ -300,7 +312,8 @@ def test_a_run_killed_while_it_routes_keeps_its_limits_in_the_end(
     assert counts["cyd"] >= 6  # 5 % of 108, rounded up
     assert 0.012 * counts["ada"] + 0.048 * counts["bob"] + 0.192 * counts["cyd"] <= 4.0 + 1e-6
     assert "within limits: an expected reward of " in shown.stdout
-    assert "the router's scores assign the remaining prompts, within the limits of [strategy]" in shown.stdout
+    who = "the router's scores, as far as they predict rewards, assign the remaining prompts"
+    assert f"{who}, within the limits of [strategy]" in shown.stdout
 
 
 def n_routed(database: Database) -> int:

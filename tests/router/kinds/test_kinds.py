@@ -86,3 +86,25 @@ def test_the_choice_is_static_where_the_prompt_tells_nothing() -> None:
     prompts, _ = world()
     rewards = np.random.default_rng(5).random((120, 3)) + np.array([0.0, 0.0, 0.5])
     assert choice.choose(list(ROUTERS.values()), prompts, Examples(rewards)).kind == "static"
+
+
+def test_for_limits_the_choice_knows_where_the_leader_is_not_needed() -> None:
+    # The first teacher is right everywhere. The other is right on every second prompt, as its text tells: the best
+    # score gains nothing by that, and half of the prompts could cost less.
+    prompts, _ = world()
+    rewards = np.column_stack([np.ones(120), np.arange(120) % 2])
+    free = choice.choose(list(ROUTERS.values()), prompts, Examples(rewards))
+    weighed = choice.choose(list(ROUTERS.values()), prompts, Examples(rewards), is_weighed=True)
+
+    assert free.kind == "static"
+    assert weighed.kind != "static"
+    behind = weighed.scores[:, 0] - weighed.scores[:, 1]
+    assert behind[::2].min() > behind[1::2].max()
+    assert weighed.why.startswith(f"{weighed.kind}: predicts rewards most surely (slope ")
+
+
+def test_for_limits_the_choice_is_static_where_the_prompt_tells_nothing() -> None:
+    prompts, _ = world()
+    rewards = np.tile(np.random.default_rng(5).random((120, 1)), (1, 3))
+    chosen = choice.choose(list(ROUTERS.values()), prompts, Examples(rewards), is_weighed=True)
+    assert (chosen.kind, chosen.why) == ("static", "static: no router predicts rewards")
