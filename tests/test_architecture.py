@@ -44,3 +44,11 @@ def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_host_imports_no_library_that_its_engine_does_not_use() -> None:
+    """A worker starts a host for each model, so what all of them import is paid for again and again."""
+    unused = ("numpy", "jinja2", "importlib.metadata", "torch")
+    code = f"import sys, persyn.llm.host, persyn.llm.fake; print([m for m in {unused} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
