@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from persyn.errors import UsageError, shorten
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class Named(Protocol):
@@ -87,6 +89,8 @@ class Registry(Mapping[str, _Kind]):
 
     def _read(self) -> dict[str, _Kind]:
         if self._all is None:
+            from importlib.metadata import entry_points  # an engine needs none, and would import it at each start
+
             self._all = dict(self.builtin)
             points = (point for group in self.groups for point in entry_points(group=group))
             for point in sorted(points, key=lambda point: (point.name, point.value)):

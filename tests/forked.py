@@ -64,7 +64,8 @@ def serve(address: str) -> NoReturn:
     for module in pkgutil.iter_modules(persyn.cli.__path__):
         if module.name != "__main__":
             importlib.import_module(f"persyn.cli.{module.name}")
-    importlib.import_module("pyarrow.pandas_compat")  # which commands import lazily
+    for lazily in ("alembic.command", "pyarrow.pandas_compat"):  # imported by commands
+        importlib.import_module(lazily)
     _end_with(0)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)

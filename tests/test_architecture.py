@@ -44,3 +44,17 @@ def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("modules", "unused"),
+    [
+        ("persyn.llm.fake", ("numpy", "jinja2", "importlib.metadata", "torch")),
+        ("persyn.router.fit, persyn.router.route", ("transformers", "sklearn", "scipy")),
+    ],
+)
+def test_a_host_imports_no_library_that_its_engine_may_not_use(modules: str, unused: tuple[str, ...]) -> None:
+    """A worker starts a host for each model, so what all of them import is paid for again and again."""
+    code = f"import sys, persyn.llm.host, {modules}; print([m for m in {unused} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

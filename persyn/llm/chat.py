@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import TemplateError
 
 from persyn.errors import EngineError
-from persyn.llm import loading
+from persyn.llm import lean, loading
 from persyn.llm.protocols import Message, ModelSpec, Tools
 from persyn.llm.template import CLOSING, OPENING, Answered, Conversation, Reasoning, Spans, Written
 from persyn.llm.tool_template import ToolTemplate
@@ -44,6 +44,7 @@ class EncodedResponse(NamedTuple):
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer from its folder or the local hub cache; `EngineError` when it has none."""
+    lean.import_transformers()
     from transformers import AutoTokenizer
 
     try:

@@ -189,7 +189,6 @@ ENGINES = Registry(
         roles=frozenset({"student"}),
         options=options.LogLikelihoodOptions,
         model="weights",
-        is_on_transformers=True,
         transport=frozenset({"batch_tokens"}),
         default_dtypes=("float32", None),
         tokenises_in_parallel=True,
@@ -302,9 +301,7 @@ ENGINES = Registry(
         transport=frozenset({"batch_tokens"}),
         default_dtypes=("float32", "bfloat16"),
     ),
-    EngineKind(
-        name="router", summary="routes with a fitted router", module="persyn.router.route", is_on_transformers=True
-    ),
+    EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
     EngineKind(name="strategy", summary="calls a custom strategy", module="persyn.router.strategy"),
     EngineKind(name="check", summary="inspects a teacher's model", module="persyn.llm.check", is_on_transformers=True),
     groups=("persyn.engines", "persyn.scorers"),

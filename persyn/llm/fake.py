@@ -38,8 +38,7 @@ from persyn.llm.protocols import (
     Routed,
     Tick,
 )
-from persyn.llm.teachers import generation
-from persyn.method import learnability
+from persyn.llm.teachers import results
 
 _SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va"]
 #: One for each value of a byte.
@@ -144,6 +143,8 @@ class FakeEngine:
 
     def _statistics(self, digest: bytes, n_tokens: int) -> dict[str, float]:
         """Those of a student, without meaning."""
+        from persyn.method import learnability  # other hosts need no NumPy
+
         extra = [name for name in learnability.EXTRA if name in self._options.statistics]
         names = ("squares", "lowest", "lowest_window", "rank", "n_first", "entropy", *extra)
         drawn = {name: _unit(hashlib.blake2b(digest, key=name.encode()).digest()) for name in names}
@@ -180,7 +181,7 @@ class FakeEngine:
         # The answer comes first, so that it is the same with and without reasoning.
         words = [_WORDS[byte] for byte in (digest * (wanted // len(digest) + 1))[:wanted]]
         answer, reasoning = words[: count - n_reasoning], words[self._options.response_words :][:n_reasoning]
-        return generation.to_result(
+        return results.to_result(
             Generated(
                 id=request.id,
                 text=" ".join(answer),

@@ -1,12 +1,13 @@
-"""What each quality scorer needs from a prompt's row, checked before responses are paid for."""
+"""What each quality scorer needs from a prompt's row, checked before responses are paid for.
+
+Scorers are imported only where one is chosen: this module is imported with the registry, by every command and engine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-
-from persyn.llm.scorers import code_tests, instructions
 
 Meta: TypeAlias = Mapping[str, Any]
 
@@ -70,10 +71,14 @@ def _answer_flaw(answer: str | None, meta: Meta) -> str | None:
 
 
 def _instructions_flaw(answer: str | None, meta: Meta) -> str | None:
+    from persyn.llm.scorers import instructions
+
     return instructions.flaw(meta) if meta.get("instruction_id_list") else ""
 
 
 def _tests_flaw(answer: str | None, meta: Meta) -> str | None:
+    from persyn.llm.scorers import code_tests
+
     return code_tests.flaw(meta) if any(map(meta.get, code_tests.FIELDS)) else ""
 
 
@@ -85,12 +90,16 @@ def answer(quality: str) -> Need:
 
 def instruction_list() -> Need:
     """Instructions that can be checked."""
+    from persyn.llm.scorers import instructions
+
     what, fields = "list of instructions that can be checked", ("instruction_id_list",)
     return Need("instructions", what, "checks each response by it", fields, instructions.FLAWS, _instructions_flaw)
 
 
 def tests() -> Need:
     """Tests for the code in a response."""
+    from persyn.llm.scorers import code_tests
+
     return Need(
         "code",
         "test that can be run",

@@ -1,21 +1,26 @@
-"""Load weights and determine limits, for all scorers that are models."""
+"""Load weights and determine limits, for all scorers that are models.
+
+transformers is imported when a model is loaded: a router that reads texts alone does without.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from persyn.errors import PermanentError
-from persyn.llm import fidelity, loading, options
+from persyn.llm import lean, loading, options
 from persyn.llm.protocols import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 #: Rows taken at once and sorted by length; enough for batches of nearly equal length.
 CHUNK = 256
 
-VERSION = f"transformers {transformers.__version__}"
+VERSION = f"transformers {version('transformers')}"
 
 
 def batch_tokens(spec: ModelSpec, chosen: options.ScorerOptions) -> int:
@@ -35,6 +40,11 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.ScorerOptions
 
     auto_class: an `AutoModel...` class; with `AutoModelForCausalLM`, the model must be causal.
     """
+    lean.import_transformers()
+    from transformers import AutoModelForCausalLM
+
+    from persyn.llm import fidelity
+
     loading.require_gpus(spec)
     if configuration(spec).is_encoder_decoder:
         raise PermanentError(f"cannot use {spec.model!r}: it is encoder-decoder; a decoder-only model is needed")
@@ -63,6 +73,9 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.ScorerOptions
 
 def configuration(spec: ModelSpec) -> PreTrainedConfig:
     """Load a model's configuration without its weights; `EngineError` when it has none."""
+    lean.import_transformers()
+    from transformers import AutoConfig
+
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             spec.model, revision=spec.revision, trust_remote_code=False

@@ -17,10 +17,9 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel
 
 from persyn.errors import EngineError, PermanentError
-from persyn.llm import fidelity, options, scoring
+from persyn.llm import lean, options, scoring
 from persyn.llm.batch_rule import BatchRule
 from persyn.llm.chat import Chat
 from persyn.llm.options import Dtype
@@ -34,6 +33,8 @@ class RouterModel(nn.Module):
     """A backbone and a float32 head of K outputs; K scores per prompt."""
 
     def __init__(self, backbone: Any, n_teachers: int, reads: Reads = "last") -> None:
+        from persyn.llm import fidelity  # imports transformers
+
         super().__init__()
         self.reads = reads
         # An encoder attends to unmasked padding; a causal model does not, and is faster without a mask.
@@ -102,6 +103,9 @@ class Reader:
 
 def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> RouterModel:
     """Load a backbone in evaluation mode and put a new head on it; `EngineError` when it cannot be loaded."""
+    lean.import_transformers()
+    from transformers import AutoModel
+
     return RouterModel(scoring.load_weights(AutoModel, spec, options.ScorerOptions(dtype=dtype)), n_teachers, reads)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persyn.errors import HostLacks
-from persyn.llm import loading
+from persyn.llm import lean, loading
 from persyn.llm.protocols import ModelSpec, Tick
 from persyn.router.model import batches
 
@@ -108,6 +108,7 @@ class SentenceModel:
 
 def load(spec: ModelSpec) -> SentenceModel:
     """Load a folder or a hub id; `EngineError` when it cannot be loaded, or not without leaving a module out."""
+    lean.import_transformers()
     from transformers import AutoModel, AutoTokenizer
 
     loading.require_gpus(spec)

@@ -17,6 +17,7 @@ for module in pkgutil.iter_modules(persyn.cli.__path__):
     if module.name != "__main__":
         importlib.import_module(f"persyn.cli.{module.name}")
 # Modules that commands import lazily.
+importlib.import_module("alembic.command")
 importlib.import_module("pyarrow.pandas_compat")
 importlib.import_module("transformers.models.auto.tokenization_auto")
 

@@ -7,7 +7,8 @@ from msgspec import structs
 
 from persyn.config import RepetitionDetection
 from persyn.llm.protocols import Failed, Generated
-from persyn.llm.teachers.generation import repeats, to_result
+from persyn.llm.teachers.generation import repeats
+from persyn.llm.teachers.results import to_result
 
 
 def generated(text: str) -> Generated:

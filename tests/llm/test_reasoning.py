@@ -11,7 +11,7 @@ from persyn.llm import template_check
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Generated, Result, Sampling
 from persyn.llm.reasoning import HARMONY, MARKERS, MarkerReader, split, split_opened, split_unseen
-from persyn.llm.teachers import generation
+from persyn.llm.teachers import generation, results
 from persyn.llm.teachers.generation import EncodedPrompt
 from tests.llm.reasoning_families import FAMILIES, Family, tokenizer
 
@@ -41,7 +41,7 @@ def prepared(chat: Chat, text: str = "2+2?", **how: Any) -> EncodedPrompt:
 def result(chat: Chat, ids: list[int], *, text: str = "2+2?", finish: str = "stop") -> Result:
     prompt = prepared(chat, text)
     parts = generation.reader(chat).read(ids, prompt.tail, [])
-    return generation.to_result(generation.finished(prompt, parts, finish, len(ids), 0.0))
+    return results.to_result(generation.finished(prompt, parts, finish, len(ids), 0.0))
 
 
 def generated(found: Result) -> Generated:

@@ -13,7 +13,7 @@ from aiohttp import web
 from persyn.llm import fake, tool_forms
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
-from persyn.llm.teachers import chat_completions, chat_server, generation
+from persyn.llm.teachers import chat_completions, chat_server, generation, results
 from persyn.llm.template import Conversation
 from persyn.llm.tool_forms import FORMS, Said
 from tests.chat_server import Server
@@ -91,7 +91,7 @@ def test_calls_are_read_in_the_form_that_the_models_own_template_writes(family: 
     assert (result.tool_calls or [CALL])[0]["function"] == CALL["function"]
     assert bool(result.tool_calls) == (wanted is not None)
     assert result.text == ("" if wanted else raw)
-    finished = generation.to_result(result)
+    finished = results.to_result(result)
     assert isinstance(finished, Generated)
     assert finished.finish_reason == ("tool_calls" if wanted else "stop")
 

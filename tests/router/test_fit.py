@@ -152,7 +152,7 @@ def test_further_gpus_of_the_host_change_nothing(
     tiny: Path, examples: RouterExamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, notes = trained(tiny, examples, "full", [], epochs=1)
-    monkeypatch.setattr("persyn.router.train.TrainingArguments", OnFourGpus)
+    monkeypatch.setattr("persyn.router.fine_tune.TrainingArguments", OnFourGpus)
 
     assert notes["steps"] == 5  # 38 prompts, 8 per step
     assert trained(tiny, examples, "full", [], epochs=1)[1] == notes

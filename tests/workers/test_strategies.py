@@ -24,6 +24,7 @@ from persyn.ingest.response_rows import Layout
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import PROMPTS, TEACHERS, write_run
 from tests.whole_runs import go_on, work
 
@@ -47,6 +48,7 @@ def count(database: Database, model: Any) -> int:
 
 
 @pytest.mark.parametrize(("kind", "teacher"), [("strong", "cyd"), ("family-strong", "ada")])
+@SQLITE
 def test_a_single_teacher_answers_everything_and_nothing_is_calibrated(
     database: Database, tmp_path: Path, kind: str, teacher: str
 ) -> None:
@@ -59,6 +61,7 @@ def test_a_single_teacher_answers_everything_and_nothing_is_calibrated(
 
 
 @pytest.mark.parametrize("kind", ["static", "car"])
+@POSTGRESQL
 def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, tmp_path: Path, kind: str) -> None:
     run_id = work(database, tmp_path, write_run(tmp_path, strategy=kind))
 
@@ -73,6 +76,7 @@ def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, 
     assert shares[kind] == dict.fromkeys(chosen(database, run_id).values(), 1.0)
 
 
+@SQLITE
 def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path: Path) -> None:
     file = write_run(tmp_path, strategy="static")
     text = file.read_text().replace('kind = "fake"', 'kind = "imported"\nmodel = "label"', 1)
@@ -88,6 +92,7 @@ def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path:
     assert "strategy static: no response of the calibration grid has a reward" in str(run.error)
 
 
+@SQLITE
 def test_a_random_choice_is_the_seeds_and_the_prompts_alone(database: Database, tmp_path: Path) -> None:
     first = work(database, tmp_path, write_run(tmp_path, strategy="random", prompts=300))
     again = work(database, tmp_path, write_run(tmp_path, strategy="random", prompts=150, name="again"))
@@ -100,6 +105,7 @@ def test_a_random_choice_is_the_seeds_and_the_prompts_alone(database: Database, 
     assert all(65 <= n <= 135 for n in Counter(wanted.values()).values())
 
 
+@SQLITE
 def test_a_mix_asks_the_strongest_now_and_then_and_the_weakest_otherwise(database: Database, tmp_path: Path) -> None:
     counts = Counter(
         chosen(database, work(database, tmp_path, write_run(tmp_path, strategy="mix", prompts=300))).values()
@@ -108,6 +114,7 @@ def test_a_mix_asks_the_strongest_now_and_then_and_the_weakest_otherwise(databas
     assert 35 <= counts["cyd"] <= 85  # mean 60, standard deviation 6.9
 
 
+@POSTGRESQL
 def test_an_oracle_has_everybody_answer_everything(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +226,7 @@ def test_a_later_import_fills_the_gaps_and_scores_only_them(database: Database, 
     assert count(database, Score) - scored == 2 + in_grid
 
 
+@POSTGRESQL
 def test_a_grid_without_a_reward_is_refused_and_the_run_goes_on_once_it_has_some(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

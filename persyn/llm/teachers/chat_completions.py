@@ -18,7 +18,7 @@ from persyn.llm import finish_reason, tools
 from persyn.llm.options import ChatOptions
 from persyn.llm.protocols import Failed, Generate, Generated, Message, Result, Sampling
 from persyn.llm.reasoning import split_opened, split_unseen
-from persyn.llm.teachers import complaints, generation
+from persyn.llm.teachers import complaints, results
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
 #: Finish reasons of an aborted response, whose text is incomplete.
@@ -130,7 +130,7 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
         parts = split_opened(text) if inline == "opened" else split_unseen(text)
         text, thought = parts.answer, parts.reasoning
     n_tokens, n_reasoning = _response_tokens(counts, reasons=thought is not None)
-    return generation.to_result(
+    return results.to_result(
         Generated(
             id=request_id,
             text=text,

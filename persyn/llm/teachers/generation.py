@@ -9,7 +9,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from jinja2 import TemplateError
 from msgspec.structs import replace
@@ -22,9 +21,6 @@ from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools, f
 from persyn.llm.reasoning import MarkerReader, Markers, Parts, Reader, cut
 from persyn.llm.tool_forms import ReadCalls
 from persyn.llm.tool_template import ToolTemplate
-
-#: vLLM's finish reason for a response that repeats itself. The response is incomplete.
-REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +107,6 @@ def finished(prompt: EncodedPrompt, parts: Parts, finish_reason: str, n_tokens: 
     )
 
 
-def to_result(generated: Generated) -> Generated | Failed:
-    """The result with its texts stripped; fails as `empty` or, after reasoning, as `unfinished_reasoning` without one.
-
-    It fails as `repetition` if it repeats itself. Calls of tools may stand in place of a text. NUL characters, which
-    PostgreSQL cannot store, are replaced.
-    """
-    if generated.finish_reason == REPETITION:
-        return failed(generated, f"repetition: the response repeats itself{_after(generated.response_tokens)}")
-    text = _storable(generated.text).strip()
-    reasoning = None if generated.reasoning is None else _storable(generated.reasoning).strip()
-    calls = _storable(generated.tool_calls) or None
-    finish = f"finish reason {generated.finish_reason or 'unknown'}"
-    if not text and not calls:
-        if reasoning is None:
-            return failed(generated, f"empty: no text, {finish}")
-        n_tokens = generated.reasoning_tokens or generated.response_tokens
-        length = f"{len(reasoning):,} characters" if n_tokens is None else f"{n_tokens:,} tokens"
-        advice = "; raise max_tokens, or set max_reasoning_tokens" if generated.finish_reason == "length" else ""
-        return failed(generated, f"unfinished_reasoning: {length} of reasoning and no answer, {finish}{advice}")
-    ended_by = "tool_calls" if calls and generated.finish_reason == "stop" else generated.finish_reason
-    return replace(generated, text=text, reasoning=reasoning or None, tool_calls=calls, finish_reason=ended_by)
-
-
-def _storable(value: Any) -> Any:
-    """A text, or the texts within a value, without NUL characters."""
-    match value:
-        case str():
-            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        case list():
-            return [_storable(each) for each in value]
-        case dict():
-            return {_storable(name): _storable(each) for name, each in value.items()}
-    return value
-
-
 def with_calls(generated: Generated, read: ReadCalls | None, raw: str, tools: Tools | None) -> Generated | Failed:
     """The result with its calls, if the request has tools; fails as `bad_tool_call` if one is malformed.
 
@@ -186,10 +147,6 @@ def call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
     """
     form = tool_forms.written_by(chat.template) if name is None else tool_forms.FORMS[name]
     return None if form is None else lambda text, tools: form(text)
-
-
-def _after(tokens: int | None) -> str:
-    return "" if tokens is None else f" after {tokens:,} tokens"
 
 
 def repeats(ids: Sequence[int], detection: RepetitionDetection) -> bool:

@@ -28,7 +28,7 @@ from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
-from persyn.llm.teachers import generation, sampling
+from persyn.llm.teachers import generation, results, sampling
 from persyn.llm.teachers.generation import EncodedPrompt
 from persyn.llm.tool_forms import ReadCalls
 
@@ -228,11 +228,11 @@ class TransformersEngine:
         finish = "stop" if is_ended or parts.is_cut else "length"
         detection = prompt.request.sampling.repetition_detection
         if finish == "length" and length < prompt.max_tokens and detection and generation.repeats(ids, detection):
-            finish = generation.REPETITION
+            finish = results.REPETITION
         raw = generation.raw_answer(self._chat, ids, parts, self._splits.markers, stops) if prompt.request.tools else ""
         generated = generation.finished(prompt, parts, finish, length, seconds)
         said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
-        return said if isinstance(said, Failed) else generation.to_result(said)
+        return said if isinstance(said, Failed) else results.to_result(said)
 
 
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:

@@ -20,7 +20,7 @@ from persyn.llm.adapters import Adapter
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Sampling, Tick, Tools
 from persyn.llm.reasoning import Reader
-from persyn.llm.teachers import generation, vllm_reasoning
+from persyn.llm.teachers import generation, results, vllm_reasoning
 from persyn.llm.teachers.generation import EncodedPrompt
 from persyn.llm.tool_forms import ReadCalls, Said
 
@@ -175,7 +175,7 @@ class VllmEngine:
     def _result(self, output: RequestOutput) -> Result:
         prompt, began = self._running.pop(int(output.request_id))
         (response,) = output.outputs
-        if response.finish_reason not in {"stop", "length", generation.REPETITION}:
+        if response.finish_reason not in {"stop", "length", results.REPETITION}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
         is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
@@ -189,7 +189,7 @@ class VllmEngine:
         raw = generation.raw_answer(self._chat, ids, parts, self._splits.markers, stops) if prompt.request.tools else ""
         generated = generation.finished(prompt, parts, response.finish_reason, n_tokens, seconds)
         said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
-        return said if isinstance(said, Failed) else generation.to_result(said)
+        return said if isinstance(said, Failed) else results.to_result(said)
 
 
 def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
