@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, exists, insert, literal, select, update
+from sqlalchemy import ColumnElement, bindparam, literal, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import GenerationTable, PromptsTable
@@ -339,7 +339,6 @@ def _import(
 
 
 def _add_targets(session: Session, run_id: int, which: ColumnElement[bool], extension: int = 0) -> None:
-    there = exists().where(RunPrompt.run_id == run_id, RunPrompt.prompt_id == Prompt.id)
     same = literal(Role.TARGET, RunPrompt.role.type), literal(extension, RunPrompt.extension.type)
-    missing = select(literal(run_id), Prompt.id, *same).where(which, ~there)
-    session.execute(insert(RunPrompt).from_select(["run_id", "prompt_id", "role", "extension"], missing))
+    found = select(literal(run_id), Prompt.id, *same).where(which)
+    bulk.insert_found(session, RunPrompt, ["run_id", "prompt_id", "role", "extension"], found)
