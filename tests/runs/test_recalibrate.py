@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,46 @@ def test_a_done_run_asks_all_teachers_more_prompts_and_fits_another_router(datab
         asked = select(RunPrompt.recalibration, func.count()).where(RunPrompt.recalibration > 0)
         rows = session.execute(asked.group_by(RunPrompt.recalibration)).all()
         assert {tuple(row) for row in rows} == {(1, 5), (2, 2)}
+
+
+#: Recalibrates a run of a store, and is killed at a moment of the first commit.
+KILLED = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+from persyn.analysis import recalibration
+from persyn.db.connect import Database
+url, run_id, moment = sys.argv[1:]
+
+def kill(session):
+    if not session.in_nested_transaction():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+event.listen(Session, moment, kill)
+recalibration.recalibrate(Database(url), int(run_id), 5, "active")
+"""
+
+
+@SQLITE
+@pytest.mark.parametrize(("moment", "is_made"), [("before_commit", False), ("after_commit", True)])
+def test_a_recalibration_that_is_killed_was_made_as_a_whole_or_not_at_all(
+    database: Database, database_url: str, tmp_path: Path, moment: str, is_made: bool
+) -> None:
+    run_id = whole_runs.work(database, tmp_path, write_run(tmp_path))
+    responses = count(database, Response.id)
+    process = subprocess.run([sys.executable, "-c", KILLED, database_url, str(run_id), moment], check=False)
+
+    assert process.returncode == -signal.SIGKILL
+    assert count(database, Run.id, Run.state == RunState.RUNNING) == is_made
+    assert count(database, RunPrompt.prompt_id, RunPrompt.recalibration > 0) == 5 * is_made
+    if is_made:
+        with pytest.raises(UsageError, match="it has no router at the moment, since it is calibrated"):
+            recalibrate(database, run_id, 5)
+    else:
+        recalibrate(database, run_id, 5)
+    whole_runs.go_on(database, tmp_path, run_id)
+    assert count(database, Response.id) == responses + 5 * 2
+    assert count(database, Router.id) == 2
 
 
 def test_a_run_in_the_middle_keeps_what_is_answered_and_assigns_the_rest_again(
