@@ -298,8 +298,8 @@ class StrategyTable(_Table, frozen=True):
     kind: StrategyKind = "persyn"
     #: `persyn`: who answers the remaining prompts where the calibration prompts do not show that routing pays (the
     #: verdict `cannot tell`, or none): the best single teacher, as where it is `do not route`, or the router's choice.
-    #: Not set: `static`; a run of a version without verdicts always routes. It
-    #: does not apply where costs or limits keep that teacher from answering all of them.
+    #: Not set: `static`; a run of a version without verdicts always routes.
+    #: Within costs and limits, see [the method](method.md#within-limits).
     when_unsure: Literal["static", "route"] | None = None
     #: `persyn`: the reward that a unit of cost has to bring: a response counts as its expected reward, less this times
     #: its expected cost in US dollars, or in 1,000 response tokens if no teacher has prices. See

@@ -54,14 +54,16 @@ class Point(NamedTuple):
 
     cost: float
     reward: float
+    #: Of reward over an assignment by the teachers' means within the same budget; NaN for other strategies.
+    gain: float = np.nan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """Hold-out prompts of one seed, and what a router expects of the teachers there.
 
-    rewards: (P, T). expected: (P, T). prices: (T,). neighbours: (P, T) scores. means: (T,) of the calibration rewards.
-    car:     (T,) compatibility-adjusted rewards; None without learnability.
+    rewards, expected: (P, T). prices: (T,). neighbours: (P, T) scores. means: (T,) of the calibration rewards.
+    car: (T,) compatibility-adjusted rewards; None without learnability.
     """
 
     rewards: Matrix
@@ -166,11 +168,19 @@ def frontier(task: Task) -> list[Point]:
     n_prompts, n_teachers = task.rewards.shape
     costs = Costs(task.prices, np.zeros(n_teachers), np.ones(n_prompts))
     lots = np.random.default_rng(n_prompts).random(len(task.rewards))
-    values = assignment.untie(task.expected, lots, float(np.ptp(task.expected)))
+    values, by_means = (
+        assignment.untie(expected, lots, float(np.ptp(expected)))
+        for expected in (task.expected, np.tile(task.means, (n_prompts, 1)))
+    )
     none = unlimited(n_prompts, n_teachers)
     least, most = n_prompts * float(task.prices.min()), assignment.solve(values, costs, none).cost
-    budgets = [least + part * max(0.0, most - least) for part in _PARTS]
-    return [task.of(assignment.solve(values, costs, replace(none, budget=budget)).choice) for budget in budgets]
+    found = []
+    for part in _PARTS:
+        within = replace(none, budget=least + part * max(0.0, most - least))
+        point = task.of(assignment.solve(values, costs, within).choice)
+        shares = assignment.solve(by_means, costs, within).counts / n_prompts  # whose prompts are drawn by lot
+        found.append(point._replace(gain=point.reward - float(shares @ task.rewards.mean(axis=0))))
+    return found
 
 
 def rivals(task: Task) -> Iterator[tuple[str, Point]]:
@@ -209,9 +219,14 @@ def _checked(task: Task, n_asked: int) -> Point:
 def _frontier_table(frontiers: Sequence[Sequence[Point]]) -> str:
     rows = []
     for part, points in zip(_PARTS, zip(*frontiers, strict=True), strict=True):
-        costs, found = (np.array(values) for values in zip(*points, strict=True))
-        rows.append((f"{part:.1%}", f"{costs.mean():.1f}", _mean(found)))
-    head = ("budget: part of the way from the smallest teacher", "cost per prompt", "reward (95%)")
+        costs, found, gains = (np.array(values) for values in zip(*points, strict=True))
+        rows.append((f"{part:.1%}", f"{costs.mean():.1f}", _mean(found), _mean(gains, "{:+.3f}")))
+    head = (
+        "budget: part of the way from the smallest teacher",
+        "cost per prompt",
+        "reward (95%)",
+        "gain over the means",
+    )
     return "PerSyn within budgets, in billions of parameters per response:\n\n" + table(head, rows)
 
 

@@ -387,14 +387,18 @@ def test_less_money_buys_the_rewards_that_cost_least() -> None:
 
     found, others = frontier.frontier(task), dict(frontier.rivals(task))
 
-    assert found[0] == (1.0, 0.5)  # 0.5% of the way buys no response of the large one
+    assert found[0][:2] == (1.0, 0.5)  # 0.5% of the way buys no response of the large one
     assert found[-1].reward == 1.0
     assert min(point.cost for point in found if point.reward == 1.0) < 10.0
-    assert others["strong: the largest"] == (10.0, 1.0)
-    assert others["CAR: the best compatibility-adjusted reward"] == (1.0, 0.5)
-    assert others["mix, 50% to the largest"] == (5.5, 0.75)
+    # By the means, the large teacher answers as many prompts, drawn by lot: each is worth half a right answer.
+    n_large = (4 * found[-1].cost - 4) / 9
+    assert found[-1].gain == pytest.approx(1.0 - (0.5 + n_large / 4 / 2))
+    assert n_large < 4
+    assert others["strong: the largest"][:2] == (10.0, 1.0)
+    assert others["CAR: the best compatibility-adjusted reward"][:2] == (1.0, 0.5)
+    assert others["mix, 50% to the largest"][:2] == (5.5, 0.75)
     # Two prompts are right at once; the other two are asked again.
-    assert others["smallest first, then best on average, until right, 2 at most"] == (1.0 + 0.5 * 10.0, 1.0)
+    assert others["smallest first, then best on average, until right, 2 at most"][:2] == (1.0 + 0.5 * 10.0, 1.0)
 
 
 def test_a_committee_gains_where_its_members_choices_differ_at_a_cost() -> None:

@@ -14,6 +14,7 @@ from persyn.method.intervals import Interval
 from persyn.method.verdict import FEW, LEAST, WORTHWHILE, WORTHWHILE_AT_LEAST, Verdict
 from persyn.stages import outcomes
 from persyn.stages import verdict as stored
+from persyn.stages.registry import ASSIGN
 
 
 class RunVerdict(Struct, frozen=True):
@@ -110,16 +111,21 @@ def _decided(session: Session, run: Run) -> str | None:
     decision = stored.decision(session, run)
     if decision is None:
         return None
-    if load_config(run.config).strategy.is_limited:
-        made, who = outcomes.last(session, run), "the remaining prompts are being routed, to be assigned together"
-        if made is not None:
-            by = "the router's scores, as far as they predict rewards," if made.slope else "the teachers' mean rewards"
-            who = f"{by} assign the remaining prompts"
-        return f"decided: {who}, within the limits of [strategy]"
-    if decision.routes:
-        who = "the router assigns the remaining prompts"
-    else:
-        names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}
-        who = f"all remaining prompts are assigned to {names[decision.ranking[0]]}"
     on = "without a verdict" if decision.verdict == "none" else f"on the verdict {decision.verdict!r}"
-    return f"decided {on}: {who}"
+    best = next(each.name for each in lookup.teachers(session, run.id) if each.id == decision.ranking[0])
+    if load_config(run.config).strategy.is_limited:
+        return _decided_within(session, run, on, "" if decision.routes else best)
+    if decision.routes:
+        return f"decided {on}: the router assigns the remaining prompts"
+    return f"decided {on}: all remaining prompts are assigned to {best}"
+
+
+def _decided_within(session: Session, run: Run, on: str, instead: str) -> str | None:
+    """What was decided within limits; instead: the teacher that the verdict is for, where it is not to route."""
+    made, limits = outcomes.last(session, run), "the remaining prompts, within the limits of [strategy]"
+    if made is None:
+        return f"decided: the scores of all prompts assign {limits}" if run.stage == ASSIGN else None
+    if not made.slope:
+        return f"decided{f' {on}' if made.by_verdict else ''}: the teachers' mean rewards assign {limits}"
+    though = f"; the verdict is about {instead} alone, which may not answer all of them" if instead else ""
+    return f"decided: the router's scores, as far as they predict rewards, assign {limits}{though}"

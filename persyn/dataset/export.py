@@ -326,9 +326,9 @@ def _student(session: Session, run: Run) -> StudentVersion | None:
 
 def _router(session: Session, run: Run) -> RouterVersion | None:
     """The router that chose the teachers; None if there is none, and if it was not used."""
-    decided, within = verdict.decision(session, run), outcomes.last(session, run)
-    is_unused = (decided is not None and not decided.routes) or (within is not None and not within.slope)
-    if run.router_id is None or is_unused:
+    decided, within = verdict.decision(session, run), outcomes.of_run(session, run)
+    is_used = any(each.slope for each in within) if within else decided is None or decided.routes
+    if run.router_id is None or not is_used:
         return None
     router = session.get_one(Router, run.router_id)
     return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)

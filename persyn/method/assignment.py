@@ -24,7 +24,7 @@ from persyn.method.rewards import Indices, Matrix
 
 #: Rows read at once; and rows in a linear program, with all columns or with those that a box leaves.
 _STRETCH, _WHOLE, _TOGETHER = 16_384, 1_000, 4_000
-#: Cells of a problem that is one linear program after all where no prices were found.
+#: The largest problem, in cells, that is solved as one linear program if no prices were found.
 _ALL = 500_000
 #: From box to box, the undecided share of rows falls by one factor, or rises by another where the box was too small.
 _FALL, _RISE, _WIDEST, _BOXES = 4, 2, 0.5, 40
@@ -78,7 +78,9 @@ def solve(values: Matrix, costs: Costs, limits: Limits) -> Solution:
         return _Problem(values, costs, limits, _WHOLE).solve()
     if not _WHOLE < len(values) <= _ALL / values.shape[1]:
         raise Infeasible
-    return _Problem(values, costs, limits, len(values)).solve()  # slow, and certain
+    if np.where(np.isnan(values), np.inf, costs.of(slice(None))).min(axis=1).sum() > limits.budget:
+        raise Infeasible
+    return _Problem(values, costs, limits, len(values)).solve()  # slow
 
 
 def untie(values: Matrix, lots: Vector, spread: float) -> Matrix:

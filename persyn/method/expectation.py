@@ -6,6 +6,8 @@ rewards of prompts that the router had not seen.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from msgspec import Struct
 
@@ -34,7 +36,9 @@ class Expectation(Struct, frozen=True, eq=False):
     @property
     def evidence(self) -> float:
         """By how many standard errors the slope is above 0, before it was shrunk; 0 where it is not."""
-        return self.fitted / self.error if self.fitted and self.error and self.fitted > 0 else 0.0
+        if self.fitted is None or self.error is None or self.fitted <= 0:
+            return 0.0
+        return self.fitted / self.error if self.error else math.inf
 
 
 def of_teachers(rewards: Matrix) -> Expectation:

@@ -135,12 +135,13 @@ class _GridFit:
     def _may_tune(self, kind: str) -> bool:
         """Whether full tuning is compared with this router: it reads nothing but the backbone.
 
-        For a kind that was chosen, only on a GPU.
+        For a kind that was chosen, only on a GPU. Not where scores are weighed: a tuned router has no cross-fitted ones
+        to measure.
         """
         request = self._request
         reads_text_alone = request.encoders == ["backbone"] and not request.labels
         is_wanted = request.kind == "head" or bool(self._spec.gpus)
-        return kind == "head" and request.tune == "auto" and reads_text_alone and is_wanted
+        return kind == "head" and request.tune == "auto" and reads_text_alone and is_wanted and not request.is_weighed
 
     def _tuning(self, prompts: Prompts) -> Tuning:
         reader = self._reader

@@ -53,17 +53,18 @@ _CHUNK = 10_000
 def plan(session: Session, run: Run) -> int:
     """Assign the prompts that need no model and create jobs for the others; return the number of jobs.
 
-    Whether a router assigns them is decided by the verdict, once per run.
+    Whether a router assigns them is decided by the verdict, once per run; within limits, see `limits.verdict_against`.
     """
     kind = _kind(run)
     if kind.decided_by != "policy":
         _assign_calibration(session, run)
     decided = verdict.decide(session, run) if kind.decided_by == "router" else None
     if load_config(run.config).strategy.is_limited:
-        expected = limits.expect(session, run, decided)
+        against = limits.verdict_against(session, run, decided)
+        expected = limits.expect(session, run, against)
         jobs = _make_jobs(session, run, unassigned.unscored(run)) if expected.slope else 0
         if not jobs:
-            limits.assign(session, run, decided, expected)
+            limits.assign(session, run, against, expected)
         return jobs
     if decided is not None and not decided.routes:
         _assign_best(session, run, decided)

@@ -35,6 +35,8 @@ from persyn.stages.outcomes import Outcome, TeacherLimits
 
 #: Prompts read and written at once.
 _CHUNK = 10_000
+#: A cost may exceed a budget by this part of it.
+_ROUNDING = 1e-9
 
 _TIGHT = (
     "calibration prompts that get no reward are assigned with the others, and the limits of [strategy] may be too "
@@ -91,24 +93,27 @@ def limits_of(strategy: StrategyTable, teachers: Sequence[str], n_prompts: int) 
     )
 
 
-def assign(session: Session, run: Run, decided: verdict.Decision | None, expected: Expectation) -> None:
+def assign(session: Session, run: Run, against: verdict.Decision | None, expected: Expectation) -> None:
     """Assign all remaining prompts, and record what the limits are worth.
 
+    against: see `verdict_against`.
     Raises `UsageError` when the limits cannot be kept, and when costs are not known.
     """
     with _remaining(session, run, expected) as found:
         if found is None:
             return
         solved, free = _solve(found), found.free()
-        found.write(solved, free.choice, _reason(session, run, decided, expected))
-        outcomes.record(session, run, _outcome(found, solved, free, expected))
+        found.write(solved, free.choice, _reason(session, run, against, expected))
+        made = _outcome(found, solved, free, expected)
+        outcomes.record(session, run, replace(made, by_verdict=against is not None))
 
 
 def require_room(session: Session, run: Run) -> None:
     """Raise `UsageError` if the limits cannot be kept with the remaining prompts, before these are routed."""
     if not load_config(run.config).strategy.is_limited:
         return
-    means = replace(expect(session, run, verdict.decision(session, run)), slope=0.0)
+    against = verdict_against(session, run, verdict.decision(session, run))
+    means = replace(expect(session, run, against), slope=0.0)
     with _remaining(session, run, means) as found:
         if found is not None:
             _solve(found)
@@ -152,46 +157,51 @@ def _why(found: _Table) -> str:
     return "no assignment was found"
 
 
-def _reason(session: Session, run: Run, decided: verdict.Decision | None, expected: Expectation) -> str:
+def _reason(session: Session, run: Run, against: verdict.Decision | None, expected: Expectation) -> str:
     """What decides between teachers that have room and are not too dear."""
     if expected.slope:
         return f"router: {session.get_one(Router, run.router_id).kind}"
-    return decided.reason if decided is not None and not decided.routes else "means: the router is of no measured use"
+    return "means: the router is of no measured use" if against is None else against.reason
 
 
-def expect(session: Session, run: Run, decided: verdict.Decision | None) -> Expectation:
+def verdict_against(session: Session, run: Run, decided: verdict.Decision | None) -> verdict.Decision | None:
+    """The decision on the run's verdict, if it is that the router's scores do not count; otherwise None.
+
+    A decision not to route is for the best single teacher, so it holds only if that one may answer all remaining
+    prompts. With `cost_weight`, the expected rewards decide how much of it is worth its cost.
+    """
+    if decided is None or decided.routes:
+        return None
+    remaining = unassigned.missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id)
+    measures = func.count(), func.coalesce(func.sum(CHARACTERS), 0)
+    n_prompts, n_characters = session.execute(remaining.with_only_columns(*measures)).one()
+    if not n_prompts:
+        return decided
+    teachers = lookup.teachers(session, run.id)
+    column = [teacher.id for teacher in teachers].index(decided.ranking[0])
+    costs = costs_of(session, run, grid.read(session, run), np.array([float(n_characters)]))
+    left = _left(session, run, teachers, costs, n_prompts)
+    is_alone = left.most[column] >= n_prompts and not np.delete(left.least, column).any() and not left.cost_weight
+    cost = n_prompts * costs.fixed[column] + n_characters * costs.rate[column]
+    return decided if is_alone and cost <= left.budget * (1 + _ROUNDING) else None
+
+
+def expect(session: Session, run: Run, against: verdict.Decision | None) -> Expectation:
     """What to expect of each teacher by the calibration prompts; raise `UsageError` where one has no reward.
 
-    Scores count as far as they have predicted rewards of prompts that the router had not seen. A verdict not to route
-    decides only where the best single teacher could answer all prompts: otherwise it is not the alternative.
+    Scores count as far as they have predicted rewards of prompts that the router had not seen.
+
+    against: see `verdict_against`.
     """
     cells = grid.read(session, run)
     scores = np.full(cells.quality.shape, np.nan)
-    if decided is None or decided.routes or not _may_answer_all(session, run, cells, decided.ranking[0]):
+    if against is None:
         with suppress(UsageError):
             scores = verdict.unseen_scores(session, run, cells)
     try:
         return expectation.of_scores(scores, cells.rewards())
     except ValueError as error:
         raise UsageError(f"the limits of [strategy] need rewards: {error}") from error
-
-
-def _may_answer_all(session: Session, run: Run, cells: Grid, teacher_id: int) -> bool:
-    """Whether one teacher alone keeps the limits."""
-    n_prompts, n_characters = session.execute(
-        select(func.count(), func.coalesce(func.sum(CHARACTERS), 0))
-        .select_from(Prompt)
-        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
-    ).one()
-    teachers, strategy = lookup.teachers(session, run.id), load_config(run.config).strategy
-    column = [teacher.id for teacher in teachers].index(teacher_id)
-    whole = limits_of(strategy, [teacher.name for teacher in teachers], n_prompts)
-    costs = costs_of(session, run, cells, np.array([float(n_characters)]))
-    cost = n_prompts * costs.fixed[column] + n_characters * costs.rate[column]
-    others = np.delete(whole.least, column)
-    is_free = not whole.cost_weight and whole.most[column] >= n_prompts and not others.any()
-    return bool(is_free and cost <= whole.budget)
 
 
 def costs_of(session: Session, run: Run, cells: Grid, sizes: Vector) -> Costs:
@@ -246,6 +256,18 @@ def _mean(values: Vector) -> float:
     return float(known.mean()) if len(known) else np.nan
 
 
+def _left(session: Session, run: Run, teachers: Sequence[Teacher], costs: Costs, n_prompts: int) -> Limits:
+    """What the limits leave to the remaining prompts."""
+    earlier = outcomes.of_run(session, run)
+    names, n_all = [each.name for each in teachers], n_prompts + sum(each.prompts for each in earlier)
+    counts = np.zeros(len(names), np.int64) + sum(np.array([t.prompts for t in each.teachers]) for each in earlier)
+    further, characters = unassigned.given(session, run, teachers, first=2)
+    spent = sum(each.cost or 0.0 for each in earlier)
+    spent += float((further * costs.fixed + characters * costs.rate).sum())
+    whole = limits_of(load_config(run.config).strategy, names, n_all)
+    return limits.left(whole, counts + further, spent)
+
+
 @contextmanager
 def _arrays(n_prompts: int, n_teachers: int) -> Iterator[tuple[Matrix, Matrix]]:
     """Two (P, T) arrays in temporary files."""
@@ -266,16 +288,9 @@ class _Table:
         self.prompt_ids, sizes = np.empty(n_prompts, dtype=np.int64), np.empty(n_prompts)
         self.is_routed = False
         self.costs = costs_of(session, run, cells, sizes)
-        strategy = load_config(run.config).strategy
         self.has_costs = bool(self.costs.fixed.any() or self.costs.rate.any())
         self.unit = unit_of(self.teachers) if self.has_costs else ""
-        earlier = outcomes.of_run(session, run)
-        names, n_all = [each.name for each in self.teachers], n_prompts + sum(each.prompts for each in earlier)
-        counts = np.zeros(len(names), np.int64) + sum(np.array([t.prompts for t in each.teachers]) for each in earlier)
-        further, characters = unassigned.given(session, run, self.teachers, first=2)
-        spent = sum(each.cost or 0.0 for each in earlier)
-        spent += float((further * self.costs.fixed + characters * self.costs.rate).sum())
-        self.limits = limits.left(limits_of(strategy, names, n_all), counts + further, spent)
+        self.limits = _left(session, run, self.teachers, self.costs, n_prompts)
 
     def read(self, expected: Expectation) -> None:
         """Read the prompts and, if they count, their scores."""

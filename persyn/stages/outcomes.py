@@ -50,6 +50,8 @@ class Outcome(Struct, frozen=True):
     slope: float
     fitted: float | None
     error: float | None
+    #: Whether scores did not count because the verdict is not to route.
+    by_verdict: bool = False
 
 
 def of_run(session: Session, run: Run) -> list[Outcome]:

@@ -19,6 +19,7 @@ import persyn
 from persyn.analysis import compare, verdict
 from persyn.analysis import limits as words
 from persyn.config import load_config
+from persyn.dataset import export
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
@@ -229,6 +230,14 @@ def test_prompts_are_routed_first_and_only_once(database: Database) -> None:
     assert assigned(database) == []
 
 
+def decided(database: Database, made: MadeRun) -> tuple[str | None, bool]:
+    """What is said of the decision, and whether the manifest of a dataset names the router."""
+    with database.read() as session:
+        run = session.get_one(Run, made.id)
+        found = verdict.if_any(session, run, grid.read(session, run))
+        return found and found.decided, export._router(session, run) is not None
+
+
 def test_scores_count_where_the_verdict_is_not_to_route_and_no_teacher_may_answer_all(database: Database) -> None:
     # 48 calibration prompts never tell, so that without limits a would answer all of them.
     made = make(database, when_unsure="static", max_share={"a": 0.5})
@@ -241,6 +250,22 @@ def test_scores_count_where_the_verdict_is_not_to_route_and_no_teacher_may_answe
         ("router: head", "c"): 6,
         ("limits: router: head", "b"): 1,
     }
+    assert decided(database, made) == (
+        "decided: the router's scores, as far as they predict rewards, assign the remaining prompts, within the limits "
+        "of [strategy]; the verdict is about a alone, which may not answer all of them",
+        True,
+    )
+
+
+def test_where_scores_are_of_no_use_the_means_decide_and_not_the_verdict(database: Database) -> None:
+    made = make(database, knows=False, when_unsure="static", max_share={"a": 0.5})
+
+    plan(database, made)
+
+    means = "means: the router is of no measured use"
+    found = Counter((reason, teacher) for reason, teacher, _ in assigned(database))
+    assert found == {(means, "a"): 20, (f"limits: {means}", "b"): 20}
+    assert not decided(database, made)[1]
 
 
 @pytest.mark.parametrize("limit", [{"max_share": {"b": 0.5}}, {"min_share": {"a": 0.5}}, {"budget": 0.08}])
@@ -250,6 +275,19 @@ def test_the_verdict_decides_where_the_best_teacher_may_answer_all(database: Dat
     plan(database, made)
 
     assert {(reason, teacher) for reason, teacher, _ in assigned(database)} == {("verdict: cannot tell", "a")}
+    assert decided(database, made) == (
+        "decided on the verdict 'cannot tell': the teachers' mean rewards assign the remaining prompts, within the "
+        "limits of [strategy]",
+        False,
+    )
+
+
+def test_with_a_weight_of_costs_scores_count(database: Database) -> None:
+    made = make(database, when_unsure="static", cost_weight=0.1)
+
+    plan(database, made)
+
+    assert {reason for reason, _, _ in assigned(database)} == {"router: head"}
 
 
 def test_the_assignment_is_one_transaction_and_the_same_after_a_kill(database: Database) -> None:

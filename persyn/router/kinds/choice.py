@@ -1,8 +1,8 @@
 """Choose a kind of router by cross-validation; the static ranking is one of the candidates.
 
 Where the best score decides alone, by the reward that it brings. Where scores are weighed against costs, by how surely
-they predict rewards: to know on which prompts a cheap teacher is good enough is worth something although the same
-teacher is the best everywhere.
+they predict rewards: there, a router is useful if it knows where a cheap teacher is good enough, even if one teacher is
+the best everywhere.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Choice:
 
     predictor: of this kind, fitted to all prompts.
     scores:     (P, K) out-of-fold scores: those of the kind that the other folds' rewards would have chosen, so that
-                they show what choosing comes to. A fold's scores are comparable within a prompt only.
-    scale:      by which the predictor's scores are log-odds; see `log_odds_scale`.
+                they show what choosing comes to, in the unit of the predictor's. A fold's scores are comparable within
+                a prompt only.
+    scale:      by which both are log-odds; see `log_odds_scale`.
     candidates: in the order of the registry.
     why:        a sentence.
     """
@@ -172,6 +173,8 @@ class _Candidates:
         evidence = self._evidence(place, np.ones(len(self.examples), dtype=np.bool_))
         if not evidence:
             return "no router predicts rewards"
+        if np.isinf(evidence):
+            return "predicts rewards without error"
         return f"predicts rewards most surely (slope {evidence:.1f} standard errors above 0)"
 
 

@@ -149,14 +149,15 @@ def test_a_setting_is_judged_by_the_rewards_of_the_teachers_it_takes() -> None:
     assert tuning.best([routes, routes], rewards) == 0
 
 
-def test_a_kind_is_preferred_within_its_standard_errors() -> None:
-    # The second is better on 5 of 100 prompts and worse on 1: a difference of 0.04 +- 0.024. The third is the second.
-    first, second = np.zeros(100), np.zeros(100)
-    second[:5], first[5] = 1.0, 1.0
-    rewards = np.column_stack([first, second, second])
-    assert choice._preferred(rewards, [1.5, 0.0, 0.0]) == 1
-    assert choice._preferred(rewards, [1.5, 0.0, 1.0]) == 2
-    assert choice._preferred(rewards, [2.0, 0.0, 1.0]) == 0
+@pytest.mark.parametrize(("within", "taken"), [((1.5, 0.0, 0.0), 1), ((1.5, 0.0, 1.0), 2), ((2.0, 0.0, 1.0), 0)])
+def test_a_kind_is_preferred_within_its_standard_errors(within: tuple[float, ...], taken: int) -> None:
+    # Right is the first teacher on the first prompt, and the second on the next five; elsewhere both are. The first kind
+    # always takes the first teacher, the others the second: better by 0.04 +- 0.024.
+    rewards = np.ones((100, 2))
+    rewards[0], rewards[1:6] = [1.0, 0.0], [0.0, 1.0]
+    kinds = [replace(ROUTERS["head"], name=f"{place}", preferred_within=each) for place, each in enumerate(within)]
+    out = [np.tile(scores, (100, 1)) for scores in ([1.0, 0.0], [0.0, 1.0], [0.0, 1.0])]
+    assert choice._Candidates(kinds, out, Examples(rewards)).preferred(np.ones(100, dtype=np.bool_)) == taken
 
 
 def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
