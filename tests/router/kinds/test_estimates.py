@@ -151,8 +151,8 @@ def test_a_setting_is_judged_by_the_rewards_of_the_teachers_it_takes() -> None:
 
 @pytest.mark.parametrize(("within", "taken"), [((1.5, 0.0, 0.0), 1), ((1.5, 0.0, 1.0), 2), ((2.0, 0.0, 1.0), 0)])
 def test_a_kind_is_preferred_within_its_standard_errors(within: tuple[float, ...], taken: int) -> None:
-    # Right is the first teacher on the first prompt, and the second on the next five; elsewhere both are. The first kind
-    # always takes the first teacher, the others the second: better by 0.04 +- 0.024.
+    # The first teacher alone is right on the first prompt, the second alone on the next five, and both on the others.
+    # The first kind always takes the first teacher, the others the second: better by 0.04 +- 0.024.
     rewards = np.ones((100, 2))
     rewards[0], rewards[1:6] = [1.0, 0.0], [0.0, 1.0]
     kinds = [replace(ROUTERS["head"], name=f"{place}", preferred_within=each) for place, each in enumerate(within)]
