@@ -168,7 +168,7 @@ def test_a_batch_that_does_not_fit_the_budget_pauses_the_run(store: Database, tm
     with BatchServer.running() as server:
         run_id = start(store, batch_run(tmp_path, server, f"[budget]\ntokens = {tokens}\n"))
         worker = Worker(store, Settings.from_environment({"PERSYN_HOME": str(tmp_path / "home")}), run_id=run_id)
-        alarm = threading.Timer(5.0, worker.stop.set)
+        alarm = threading.Timer(60.0, worker.stop.set)
         alarm.start()
         worker.run()
         alarm.cancel()
