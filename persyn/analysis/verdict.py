@@ -127,5 +127,5 @@ def _decided_within(session: Session, run: Run, on: str, instead: str) -> str | 
         return f"decided: the scores of all prompts assign {limits}" if run.stage == ASSIGN else None
     if not made.slope:
         return f"decided{f' {on}' if made.by_verdict else ''}: the teachers' mean rewards assign {limits}"
-    though = f"; the verdict is about {instead} alone, which may not answer all of them" if instead else ""
+    though = f"; the verdict is about {instead} answering all of them, without costs and limits" if instead else ""
     return f"decided: the router's scores, as far as they predict rewards, assign {limits}{though}"

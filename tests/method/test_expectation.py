@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,10 @@ def test_the_slope_is_shrunk_by_its_uncertainty() -> None:
 def test_a_teacher_without_any_reward_is_refused() -> None:
     with pytest.raises(ValueError, match="no reward on any calibration prompt"):
         expectation.of_teachers(np.array([[1.0, 0.0, np.nan], [0.0, 1.0, np.nan]]))
+
+
+@pytest.mark.parametrize(
+    ("fitted", "error", "found"), [(0.2, 0.05, 4.0), (-0.2, 0.05, 0.0), (0.2, 0.0, math.inf), (None, None, 0.0)]
+)
+def test_evidence_is_the_slope_in_its_standard_errors(fitted: float | None, error: float | None, found: float) -> None:
+    assert expectation.Expectation(np.zeros(2), fitted=fitted, error=error).evidence == pytest.approx(found)

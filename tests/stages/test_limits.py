@@ -252,7 +252,7 @@ def test_scores_count_where_the_verdict_is_not_to_route_and_no_teacher_may_answe
     }
     assert decided(database, made) == (
         "decided: the router's scores, as far as they predict rewards, assign the remaining prompts, within the limits "
-        "of [strategy]; the verdict is about a alone, which may not answer all of them",
+        "of [strategy]; the verdict is about a answering all of them, without costs and limits",
         True,
     )
 
